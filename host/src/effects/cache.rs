@@ -1,0 +1,167 @@
+//! Rows as of a tenant's latest known commit, so that a read need not go to the database.
+//!
+//! One tag a tenant says which commit its entries belong to. A fill is kept only if it was read at that
+//! tag, and a commit moves the tag and the entries together; a filler takes its handle before it reads,
+//! so that a fill that comes late lands in a handle nobody uses any more. Absent rows are entries too.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::effects::row::{Key, Row, Value};
+use crate::effects::set::{Op, Tag, Write};
+use crate::kernel::tenant::TenantId;
+
+/// Tenants whose rows are kept: with [`TENANT_BYTES`] this bounds the cache to 1 GiB.
+const TENANTS: u64 = 4_096;
+/// Bytes of keys and values kept for a tenant: a few thousand settings-sized rows.
+const TENANT_BYTES: usize = 256 << 10;
+/// Bytes of a value that is worth keeping; a larger one would push out too many others.
+const VALUE_BYTES: usize = 16 << 10;
+/// Bytes counted for an entry beside its key and value: two maps' worth of pointers and lengths.
+const ENTRY_BYTES: usize = 128;
+
+/// The cache of one shard.
+#[derive(Clone)]
+pub(crate) struct Cache {
+    tenants: moka::sync::Cache<TenantId, Handle>,
+}
+
+/// One tenant's entries.
+#[derive(Clone, Default)]
+pub(crate) struct Handle(Arc<Mutex<Entries>>);
+
+#[derive(Default)]
+struct Entries {
+    tag: Option<Tag>,
+    rows: HashMap<Key, Option<Row>>,
+    bytes: usize,
+}
+
+impl Entries {
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.bytes = 0;
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some(row) = self.rows.remove(key) {
+            self.bytes -= weight(key, row.as_ref());
+        }
+    }
+
+    fn insert(&mut self, key: Key, row: Option<Row>) {
+        self.remove(&key);
+        if row.as_ref().is_some_and(|row| row.value.size() > VALUE_BYTES) {
+            return;
+        }
+        let added = weight(&key, row.as_ref());
+        if self.bytes + added > TENANT_BYTES {
+            self.clear();
+        }
+        self.bytes += added;
+        self.rows.insert(key, row);
+    }
+}
+
+fn weight(key: &Key, row: Option<&Row>) -> usize {
+    key.key.len() + row.map_or(0, |row| row.value.size()) + ENTRY_BYTES
+}
+
+impl Cache {
+    pub(crate) fn new() -> Self {
+        Self { tenants: moka::sync::Cache::new(TENANTS) }
+    }
+
+    /// The tenant's entries; to be taken before the read that may fill them.
+    pub(crate) fn handle(&self, tenant: &TenantId) -> Handle {
+        if let Some(handle) = self.tenants.get(tenant) {
+            return handle;
+        }
+        self.tenants.get_with(tenant.clone(), Handle::default)
+    }
+
+    /// Forget a tenant, or after a change of timeline everything.
+    pub(crate) fn forget(&self, tenant: Option<&TenantId>) {
+        match tenant {
+            Some(tenant) => self.tenants.invalidate(tenant),
+            None => self.tenants.invalidate_all(),
+        }
+    }
+
+    /// A tenant's head moved from `before` to `after` by these writes, in this order.
+    pub(crate) fn publish<'a>(
+        &self,
+        tenant: &TenantId,
+        before: Tag,
+        after: Tag,
+        writes: impl Iterator<Item = (&'a Write, u64)>,
+    ) {
+        let Some(handle) = self.tenants.get(tenant) else { return };
+        let mut entries = handle.lock();
+        match entries.tag {
+            Some(tag) if tag == before => {}
+            // A reader already saw this commit, or a later one.
+            Some(tag) if tag.epoch == after.epoch && tag.seq >= after.seq => return,
+            _ => entries.clear(),
+        }
+        entries.tag = Some(after);
+        for (write, version) in writes {
+            match &write.op {
+                Op::Put { value, expires_at_ms } => {
+                    let row = Row { value: value.clone(), version, expires_at_ms: *expires_at_ms };
+                    entries.insert(write.key.clone(), Some(row));
+                }
+                Op::Delete => entries.insert(write.key.clone(), None),
+                Op::Sweep { .. } => entries.remove(&write.key),
+                Op::Add(delta) => {
+                    let sum = match entries.rows.get(&write.key) {
+                        Some(Some(Row { value: Value::Counter(count), expires_at_ms: None, .. })) => count.checked_add(*delta),
+                        _ => None,
+                    };
+                    match sum {
+                        Some(sum) => {
+                            let row = Row { value: Value::Counter(sum), version, expires_at_ms: None };
+                            entries.insert(write.key.clone(), Some(row));
+                        }
+                        None => entries.remove(&write.key),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Handle {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All these rows and the state they belong to, if every one is known and the state satisfies `usable`.
+    pub(crate) fn lookup(&self, keys: &[Key], usable: impl Fn(Tag) -> bool) -> Option<(Tag, Vec<Option<Row>>)> {
+        let entries = self.lock();
+        let tag = entries.tag.filter(|tag| usable(*tag))?;
+        let rows = keys.iter().map(|key| entries.rows.get(key).cloned()).collect::<Option<Vec<_>>>()?;
+        Some((tag, rows))
+    }
+
+    /// Keep what was just read, if it belongs to the state that the entries belong to. Where other
+    /// processes write too (`follow`), a later state is taken over and the older entries dropped.
+    pub(crate) fn fill(&self, tag: Tag, keys: &[Key], rows: &[Option<Row>], follow: bool) {
+        let mut entries = self.lock();
+        match entries.tag {
+            Some(known) if known == tag => {}
+            Some(known) => {
+                let newer = (tag.epoch, tag.seq) > (known.epoch, known.seq);
+                if !(follow && newer) {
+                    return;
+                }
+                entries.clear();
+                entries.tag = Some(tag);
+            }
+            None => entries.tag = Some(tag),
+        }
+        for (key, row) in keys.iter().zip(rows) {
+            entries.insert(key.clone(), row.clone());
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The way of every change: transactions that end about the same time share one database transaction.
+//!
+//! Waiting sets are taken round-robin by tenant, so that a busy tenant does not fill the batch; a batch
+//! starts when the last one ends, without a timer. A set in the committer's hands is past the point of
+//! no return: nothing cancels it, and its caller learns what became of it, or that nobody knows.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, oneshot};
+
+use crate::effects::cache::Cache;
+use crate::effects::set::{OUTCOME_UNKNOWN, Set, Tag, Verdict};
+use crate::effects::{Effects, Key, Row, SharedStore};
+use crate::kernel::clock::Clock;
+use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::tenant::{TenantId, TenantScope};
+
+/// Rows of a batch: keeps the writer's transaction within a few milliseconds.
+const BATCH_ROWS: usize = 512;
+/// Bytes of a batch, for the same reason.
+const BATCH_BYTES: usize = 1 << 20;
+/// How long a set may wait before it enters a batch; past it the caller is told to come back.
+const WAIT: Duration = Duration::from_secs(2);
+/// Sets that may wait, all tenants: some seconds of work for a disk that syncs 100 times a second.
+const WAITING: usize = 16_384;
+/// Runs of a control-plane transaction before a conflict is reported.
+const RUNS: u32 = 16;
+
+/// One database that holds some tenants' data: reads, transactions, and the one way to commit.
+#[derive(Clone)]
+pub struct Shard(Arc<Inner>);
+
+struct Inner {
+    store: SharedStore,
+    cache: Cache,
+    clock: Clock,
+    exclusive: bool,
+    mixed: bool,
+    queue: Mutex<Queue>,
+    wake: Notify,
+    counts: Counts,
+    breaks: Breaks,
+}
+
+/// Promises that a test may break, to see that its checker notices. Nothing else sets them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Breaks {
+    /// A later read of another state is taken as it is (rule R2).
+    pub opacity: bool,
+    /// Ranges are not validated (rule R3).
+    pub ranges: bool,
+    /// Reads are not validated at commit (rule R7).
+    pub reads: bool,
+    /// Sets of one batch do not see each other (rule R7).
+    pub overlay: bool,
+}
+
+impl Breaks {
+    /// The promises named in `text`, separated by commas.
+    pub fn parse(text: &str) -> Self {
+        let has = |name: &str| text.split(',').any(|part| part == name);
+        Self { opacity: has("opacity"), ranges: has("ranges"), reads: has("reads"), overlay: has("overlay") }
+    }
+}
+
+/// What the committer has done since the process started.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Database transactions.
+    pub batches: AtomicU64,
+    /// Sets that were committed.
+    pub commits: AtomicU64,
+    /// Sets whose facts no longer held.
+    pub conflicts: AtomicU64,
+    /// Statements that read.
+    pub reads: AtomicU64,
+    /// Reads that the cache answered.
+    pub cached_reads: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: usize,
+    order: VecDeque<TenantId>,
+    sets: HashMap<TenantId, VecDeque<Pending>>,
+    busy: HashSet<TenantId>,
+    closed: bool,
+}
+
+struct Pending {
+    set: Set,
+    since: Instant,
+    done: oneshot::Sender<Verdict>,
+}
+
+impl Shard {
+    /// A shard over a store; its committer runs on the current runtime until [`Self::close`].
+    pub fn new(store: SharedStore, clock: Clock, breaks: Breaks) -> Self {
+        let batching = store.batching();
+        let shard = Self(Arc::new(Inner {
+            store,
+            cache: Cache::new(),
+            clock,
+            exclusive: batching.exclusive,
+            mixed: batching.mixed,
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            counts: Counts::default(),
+            breaks,
+        }));
+        for _ in 0..batching.lanes {
+            tokio::spawn(shard.clone().lane());
+        }
+        shard
+    }
+
+    /// The store underneath, for what is no transaction.
+    pub fn store(&self) -> &dyn crate::effects::Store {
+        &*self.0.store
+    }
+
+    /// The shard's time.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// What the committer has done.
+    pub fn counts(&self) -> &Counts {
+        &self.0.counts
+    }
+
+    /// Sets waiting for a batch.
+    pub fn waiting(&self) -> usize {
+        self.queue().waiting
+    }
+
+    pub(crate) fn checks_off(&self) -> bool {
+        self.0.breaks.opacity
+    }
+
+    /// Begin a transaction at the shard's time.
+    pub fn begin(&self, scope: &TenantScope) -> Effects {
+        Effects::new(self.clone(), scope.clone(), self.0.clock.now_ms())
+    }
+
+    /// Read rows, from the cache where that is allowed. `snapshot` is the state that the caller has already
+    /// seen; on a store that others write to, the first read of a transaction always asks the database.
+    pub(crate) async fn read(
+        &self,
+        scope: &TenantScope,
+        keys: &[Key],
+        snapshot: Option<Tag>,
+    ) -> Result<(Tag, Vec<Option<Row>>)> {
+        let handle = self.0.cache.handle(scope.id());
+        let exclusive = self.0.exclusive;
+        let usable = |tag: Tag| match snapshot {
+            None => exclusive,
+            Some(s) => tag.epoch == s.epoch && tag.seq >= s.seq,
+        };
+        if let Some(known) = handle.lookup(keys, usable) {
+            self.0.counts.cached_reads.fetch_add(1, Ordering::Relaxed);
+            return Ok(known);
+        }
+        self.0.counts.reads.fetch_add(1, Ordering::Relaxed);
+        let (tag, rows) = self.0.store.read(scope, keys).await?;
+        handle.fill(tag, keys, &rows, !exclusive);
+        Ok((tag, rows))
+    }
+
+    /// Run a transaction of the host's own until it commits, at most 16 times. What the closure stages is
+    /// committed at once; a closure that stages nothing has read one consistent state.
+    pub async fn transact<T>(&self, scope: &TenantScope, run: impl AsyncFn(&mut Effects) -> Result<T>) -> Result<T> {
+        for _ in 0..RUNS {
+            let mut effects = self.begin(scope);
+            let answer = run(&mut effects).await;
+            if effects.stale().is_some() {
+                continue;
+            }
+            let answer = answer?;
+            if effects.is_empty() {
+                return Ok(answer);
+            }
+            match self.commit(effects.into_set(None, None)).await? {
+                Verdict::Committed { .. } => return Ok(answer),
+                Verdict::Conflict { .. } => {}
+                Verdict::Refused(error) => return Err(error),
+            }
+        }
+        Err(Error::new(Kind::Conflict, "conflict", "others kept changing the same data; try again"))
+    }
+
+    /// Hand a set to the committer and learn what became of it. Dropping the future changes nothing.
+    pub async fn commit(&self, set: Set) -> Result<Verdict> {
+        let (done, verdict) = oneshot::channel();
+        {
+            let mut queue = self.queue();
+            if queue.closed {
+                return Err(Error::unavailable("stopping", "the server is stopping; try again"));
+            }
+            if queue.waiting >= WAITING {
+                return Err(Error::unavailable("overloaded", "too many commits are waiting; try again"));
+            }
+            queue.waiting += 1;
+            let tenant = set.scope.id().clone();
+            let sets = queue.sets.entry(tenant.clone()).or_default();
+            let first = sets.is_empty();
+            sets.push_back(Pending { set, since: Instant::now(), done });
+            // A lane that is busy with this tenant puts it back into the order itself.
+            if first && !queue.busy.contains(&tenant) {
+                queue.order.push_back(tenant);
+            }
+        }
+        self.0.wake.notify_one();
+        verdict.await.map_err(|_| Error::unavailable(OUTCOME_UNKNOWN, "the commit's outcome is not known; look before you repeat it"))
+    }
+
+    /// Commit what waits, then take nothing more.
+    pub async fn close(&self) {
+        self.queue().closed = true;
+        self.0.wake.notify_waiters();
+        loop {
+            let idle = {
+                let queue = self.queue();
+                queue.waiting == 0 && queue.busy.is_empty()
+            };
+            if idle {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Take batches one after another.
+    async fn lane(self) {
+        loop {
+            let wake = self.0.wake.notified();
+            let (batch, closed) = self.take();
+            if batch.is_empty() {
+                if closed {
+                    return;
+                }
+                wake.await;
+                continue;
+            }
+            let tenants: HashSet<TenantId> = batch.iter().map(|pending| pending.set.scope.id().clone()).collect();
+            self.run(batch).await;
+            let more = {
+                let mut queue = self.queue();
+                for tenant in &tenants {
+                    queue.busy.remove(tenant);
+                    if queue.sets.get(tenant).is_some_and(|sets| !sets.is_empty()) && !queue.order.contains(tenant) {
+                        queue.order.push_back(tenant.clone());
+                    }
+                }
+                !queue.order.is_empty()
+            };
+            if more {
+                self.0.wake.notify_one();
+            }
+        }
+    }
+
+    /// The next batch: one set of each waiting tenant in turn, until it is full.
+    fn take(&self) -> (Vec<Pending>, bool) {
+        let mut queue = self.queue();
+        let mut batch: Vec<Pending> = Vec::new();
+        let (mut rows, mut bytes) = (0, 0);
+        while let Some(tenant) = queue.order.pop_front() {
+            let Some(sets) = queue.sets.get_mut(&tenant) else { continue };
+            let Some(next) = sets.front() else {
+                queue.sets.remove(&tenant);
+                continue;
+            };
+            let full = rows + next.set.writes.len() > BATCH_ROWS || bytes + next.set.bytes() > BATCH_BYTES;
+            if full && !batch.is_empty() {
+                queue.order.push_front(tenant);
+                break;
+            }
+            rows += next.set.writes.len();
+            bytes += next.set.bytes();
+            let pending = sets.pop_front().expect("the front was just looked at");
+            let drained = sets.is_empty();
+            if drained {
+                queue.sets.remove(&tenant);
+            }
+            queue.waiting -= 1;
+            batch.push(pending);
+            queue.busy.insert(tenant.clone());
+            if self.0.mixed {
+                if !drained {
+                    queue.order.push_back(tenant);
+                }
+            } else if !drained {
+                // The tenant's next sets join this batch; the others wait for another lane.
+                queue.order.push_front(tenant);
+            } else {
+                break;
+            }
+        }
+        if !self.0.mixed {
+            let busy = batch.first().map(|pending| pending.set.scope.id().clone());
+            if let Some(busy) = busy {
+                queue.order.retain(|tenant| *tenant != busy);
+            }
+        }
+        (batch, queue.closed)
+    }
+
+    async fn run(&self, batch: Vec<Pending>) {
+        let (mut sets, mut callers) = (Vec::new(), Vec::new());
+        for pending in batch {
+            if pending.since.elapsed() > WAIT {
+                let late = Error::unavailable("overloaded", "the commit waited too long for its turn; try again");
+                let _ = pending.done.send(Verdict::Refused(late));
+            } else {
+                sets.push(pending.set);
+                callers.push(pending.done);
+            }
+        }
+        if sets.is_empty() {
+            return;
+        }
+        let verdicts = match self.commit_batch(&sets).await {
+            Ok(verdicts) => verdicts,
+            Err(error) if error.code() == OUTCOME_UNKNOWN || sets.len() == 1 => vec![Verdict::Refused(error)],
+            Err(error) => {
+                tracing::warn!(?error, sets = sets.len(), "a batch failed; its sets are committed one by one");
+                let mut verdicts = Vec::with_capacity(sets.len());
+                for set in &sets {
+                    let alone = self.commit_batch(std::slice::from_ref(set)).await;
+                    verdicts.push(alone.map_or_else(Verdict::Refused, |mut one| one.remove(0)));
+                }
+                verdicts
+            }
+        };
+        let mut verdicts = verdicts.into_iter();
+        for done in callers {
+            let verdict = verdicts.next().unwrap_or_else(|| {
+                Verdict::Refused(Error::unavailable(OUTCOME_UNKNOWN, "the commit's outcome is not known; look before you repeat it"))
+            });
+            let _ = done.send(verdict);
+        }
+    }
+
+    async fn commit_batch(&self, sets: &[Set]) -> Result<Vec<Verdict>> {
+        let verdicts = self.0.store.commit(sets, self.0.breaks).await?;
+        let counts = &self.0.counts;
+        counts.batches.fetch_add(1, Ordering::Relaxed);
+        let mut by_tenant: HashMap<&TenantId, Vec<(&Set, Tag)>> = HashMap::new();
+        for (set, verdict) in sets.iter().zip(&verdicts) {
+            match verdict {
+                Verdict::Committed { tag } => {
+                    counts.commits.fetch_add(1, Ordering::Relaxed);
+                    by_tenant.entry(set.scope.id()).or_default().push((set, *tag));
+                }
+                Verdict::Conflict { .. } => {
+                    counts.conflicts.fetch_add(1, Ordering::Relaxed);
+                }
+                Verdict::Refused(_) => {}
+            }
+        }
+        for (tenant, committed) in by_tenant {
+            let (Some((_, first)), Some((_, last))) = (committed.first(), committed.last()) else { continue };
+            let before = Tag { seq: first.seq - 1, ..*first };
+            let writes = committed.iter().flat_map(|(set, tag)| set.writes.iter().map(|write| (write, tag.seq)));
+            self.0.cache.publish(tenant, before, *last, writes);
+        }
+        Ok(verdicts)
+    }
+}

@@ -1,0 +1,1 @@
+//! How a stranger's component runs.

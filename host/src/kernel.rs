@@ -1,0 +1,8 @@
+//! What everything else stands on: errors, time, ids, tenants, encryption and databases.
+
+pub mod clock;
+pub mod db;
+pub mod error;
+pub mod id;
+pub mod secret;
+pub mod tenant;

@@ -1,0 +1,161 @@
+//! The database of a node: which engine it is, how it is opened and migrated, and the few statements
+//! that are not transactions of a tenant. The dialects live here and in `effects/{sqlite,postgres}.rs`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::any::{AnyPoolOptions, AnyRow};
+use sqlx::{Any, AnyPool, ConnectOptions, Connection, Transaction};
+
+use crate::effects::sqlite::SqliteStore;
+use crate::effects::{SharedStore, postgres::PostgresStore, sqlite};
+use crate::kernel::error::{Error, Result};
+use crate::kernel::tenant::TenantId;
+
+/// Connections for what is no tenant transaction: key look-ups, components, directory changes.
+const CONNECTIONS: u32 = 4;
+
+/// Where the data is.
+#[derive(Clone, Debug)]
+pub enum Location {
+    /// One file in the data folder, used by this process only.
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A PostgreSQL database, as a role that owns nothing.
+    Postgres {
+        /// `postgres://…`
+        url: String,
+    },
+}
+
+impl Location {
+    /// Read `CHALET_DATABASE_URL`; without one the data folder holds a SQLite file.
+    pub fn parse(url: Option<&str>, data: &Path) -> Result<Self> {
+        match url {
+            None => Ok(Self::Sqlite { path: data.join("chalet.sqlite") }),
+            Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+                Ok(Self::Postgres { url: url.into() })
+            }
+            Some(url) => match url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) {
+                Some(path) if !path.is_empty() => Ok(Self::Sqlite { path: path.into() }),
+                _ => Err(Error::invalid("the database URL must start with sqlite: or postgres://")),
+            },
+        }
+    }
+}
+
+/// An open database.
+#[derive(Clone)]
+pub struct Db {
+    pool: AnyPool,
+    store: SharedStore,
+    postgres: bool,
+    // Held while the process lives; a second process on the same file is refused.
+    _lock: Option<Arc<std::fs::File>>,
+}
+
+impl Db {
+    /// Open, and on SQLite migrate, the database. PostgreSQL is migrated by `chalet migrate` alone, with
+    /// the owner's role, which a server never has.
+    pub async fn open(location: &Location) -> Result<Self> {
+        sqlx::any::install_default_drivers();
+        match location {
+            Location::Sqlite { path } => {
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                std::fs::create_dir_all(folder).map_err(Error::internal)?;
+                let lock = lock(&path.with_extension("lock"))?;
+                let mut connection = sqlite::options(path).connect().await.map_err(failed)?;
+                sqlx::migrate!("../migrations/sqlite").run(&mut connection).await.map_err(Error::internal)?;
+                connection.close().await.map_err(failed)?;
+                let url = format!("sqlite://{}", path.display());
+                Ok(Self {
+                    pool: pool(&url).await?,
+                    store: Arc::new(SqliteStore::open(path).await?),
+                    postgres: false,
+                    _lock: Some(Arc::new(lock)),
+                })
+            }
+            Location::Postgres { url } => Ok(Self {
+                pool: pool(url).await?,
+                store: Arc::new(PostgresStore::open(url).await?),
+                postgres: true,
+                _lock: None,
+            }),
+        }
+    }
+
+    /// The tenants' rows.
+    pub fn store(&self) -> SharedStore {
+        self.store.clone()
+    }
+
+    /// Whether other processes may share this database.
+    pub fn shared(&self) -> bool {
+        self.postgres
+    }
+
+    /// Connections for tables that are read before a tenant is known.
+    pub(crate) fn directory(&self) -> &AnyPool {
+        &self.pool
+    }
+
+    /// A transaction on one tenant's tables that are not rows; row-level security names that tenant in it.
+    pub(crate) async fn tenant(&self, tenant: &TenantId) -> Result<Transaction<'static, Any>> {
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        if self.postgres {
+            sqlx::query("select set_config('app.tenant', $1, true)")
+                .bind(tenant.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
+        Ok(transaction)
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("select 1").execute(&self.pool).await.map_err(failed)?;
+        Ok(())
+    }
+}
+
+/// An error of the driver; what it says is for the log.
+pub(crate) fn failed(error: sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) | sqlx::Error::PoolClosed => {
+            Error::unavailable("database_unavailable", "the database does not answer; try again").source(error)
+        }
+        error => Error::internal(error),
+    }
+}
+
+async fn pool(url: &str) -> Result<AnyPool> {
+    AnyPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect(url)
+        .await
+        .map_err(failed)
+}
+
+fn lock(path: &Path) -> Result<std::fs::File> {
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::internal)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        Error::unavailable(
+            "data_in_use",
+            "another chalet process uses this data folder; stop it, or give --data another folder",
+        )
+    })?;
+    Ok(file)
+}
+
+/// A column of a row of the directory.
+pub(crate) fn column<'r, T>(row: &'r AnyRow, name: &str) -> Result<T>
+where
+    T: sqlx::Decode<'r, Any> + sqlx::Type<Any>,
+{
+    sqlx::Row::try_get(row, name).map_err(failed)
+}
