@@ -7,7 +7,7 @@ use crate::kernel::error::Error;
 use crate::kernel::tenant::TenantScope;
 
 /// The code of an error after which nobody knows yet whether the commit happened.
-pub const OUTCOME_UNKNOWN: &str = "outcome_unknown";
+pub(crate) const OUTCOME_UNKNOWN: &str = "outcome_unknown";
 
 /// A tenant's state: how often it moved, and how many commits it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
