@@ -1,2 +1,8 @@
 //! What the platform does for a tenant: each service chooses spaces, keys and bytes of the tenant's
 //! map and says what they mean. A service reads and stages through `Effects`, and never commits.
+
+pub mod directory;
+pub mod idempotency;
+pub mod invocations;
+pub mod keys;
+pub mod plugins;
