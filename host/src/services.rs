@@ -6,3 +6,4 @@ pub mod idempotency;
 pub mod invocations;
 pub mod keys;
 pub mod plugins;
+pub mod sweep;

@@ -137,6 +137,11 @@ impl Shard {
         self.queue().waiting
     }
 
+    /// Forget the rows of a tenant that was deleted.
+    pub fn forget(&self, scope: &TenantScope) {
+        self.0.cache.forget(Some(scope.id()));
+    }
+
     pub(crate) fn checks_off(&self) -> bool {
         self.0.breaks.opacity
     }
@@ -173,6 +178,15 @@ impl Shard {
     /// Run a transaction of the host's own until it commits, at most 16 times. What the closure stages is
     /// committed at once; a closure that stages nothing has read one consistent state.
     pub async fn transact<T>(&self, scope: &TenantScope, run: impl AsyncFn(&mut Effects) -> Result<T>) -> Result<T> {
+        self.transact_tagged(scope, run).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, with the state that the commit made; none if there was nothing to commit.
+    pub async fn transact_tagged<T>(
+        &self,
+        scope: &TenantScope,
+        run: impl AsyncFn(&mut Effects) -> Result<T>,
+    ) -> Result<(T, Option<Tag>)> {
         for _ in 0..RUNS {
             let mut effects = self.begin(scope);
             let answer = run(&mut effects).await;
@@ -181,10 +195,10 @@ impl Shard {
             }
             let answer = answer?;
             if effects.is_empty() {
-                return Ok(answer);
+                return Ok((answer, None));
             }
             match self.commit(effects.into_set(None, None)).await? {
-                Verdict::Committed { .. } => return Ok(answer),
+                Verdict::Committed { tag } => return Ok((answer, Some(tag))),
                 Verdict::Conflict { .. } => {}
                 Verdict::Refused(error) => return Err(error),
             }

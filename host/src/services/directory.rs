@@ -9,7 +9,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 use serde::Serialize;
 
-use crate::kernel::clock::Clock;
+use crate::effects::Key;
 use crate::kernel::db::{Db, column, failed};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{Plan, TenantId, TenantScope};
@@ -39,7 +39,6 @@ pub struct Tenant {
 #[derive(Clone)]
 pub struct Directory {
     db: Db,
-    clock: Clock,
     by_name: Cache<String, Option<TenantScope>>,
     by_id: Cache<TenantId, Option<TenantScope>>,
     plans: Cache<String, Arc<Plan>>,
@@ -47,22 +46,29 @@ pub struct Directory {
 
 impl Directory {
     /// The directory in this database.
-    pub fn new(db: Db, clock: Clock) -> Self {
+    pub fn new(db: Db) -> Self {
         let builder = || Cache::builder().max_capacity(CACHED).time_to_live(FRESH);
         Self {
             db,
-            clock,
             by_name: builder().build(),
             by_id: Cache::builder().max_capacity(CACHED).time_to_live(FRESH).build(),
             plans: Cache::builder().max_capacity(1_000).time_to_live(FRESH).build(),
         }
     }
 
-    /// Make a tenant on a plan.
-    pub async fn create(&self, name: &str, plan: &str) -> Result<TenantScope> {
+    /// Make a tenant on a plan. `first` may give a row that it has from the start, with its expiry: what
+    /// answers a repetition of the request that made it.
+    pub async fn create(
+        &self,
+        name: &str,
+        plan: &str,
+        now_ms: i64,
+        first: impl FnOnce(&TenantId) -> Result<Option<(Key, Vec<u8>, i64)>>,
+    ) -> Result<TenantScope> {
         check_name(name)?;
         let plan = self.plan(plan).await?;
-        let (id, now_ms) = (TenantId::new(), self.clock.now_ms());
+        let id = TenantId::new();
+        let first = first(&id)?;
         let mut transaction = self.db.tenant(&id).await?;
         let made = sqlx::query("insert into tenants (id, name, plan, created_at_ms) values ($1, $2, $3, $4) on conflict (name) do nothing")
             .bind(id.as_str())
@@ -75,11 +81,28 @@ impl Directory {
         if made.rows_affected() == 0 {
             return Err(Error::new(Kind::Conflict, "tenant_exists", "there is a tenant of this name; choose another"));
         }
-        sqlx::query("insert into heads (tenant_id) values ($1)")
+        sqlx::query("insert into heads (tenant_id, seq) values ($1, 1)")
             .bind(id.as_str())
             .execute(&mut *transaction)
             .await
             .map_err(failed)?;
+        if let Some((key, value, expires_at_ms)) = first {
+            sqlx::query("insert into rows (tenant_id, space, key, value, version, expires_at_ms) values ($1, $2, $3, $4, 1, $5)")
+                .bind(id.as_str())
+                .bind(key.space.as_str().to_owned())
+                .bind(key.key.to_vec())
+                .bind(value)
+                .bind(expires_at_ms)
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+            sqlx::query("insert into due (kind, tenant_id, due_at_ms) values ('sweep', $1, $2)")
+                .bind(id.as_str())
+                .bind(expires_at_ms)
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
         transaction.commit().await.map_err(failed)?;
         let scope = TenantScope::mint(id.clone(), name.into(), plan);
         self.by_name.invalidate(name);

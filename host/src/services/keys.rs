@@ -263,6 +263,11 @@ impl Keys {
         Ok(Some(Principal { key: id.to_owned(), tenant: stored.tenant, rights: stored.rights }))
     }
 
+    /// Forget what was read, after a tenant was deleted with its keys.
+    pub fn forget_all(&self) {
+        self.known.invalidate_all();
+    }
+
     async fn find(&self, id: &str) -> Result<Option<Stored>> {
         if let Some(known) = self.known.get(id) {
             return Ok(known);

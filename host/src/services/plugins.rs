@@ -7,6 +7,7 @@
 
 pub mod components;
 pub mod manifest;
+mod routes;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::effects::{Effects, Key, Row, Shard, Space};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
 use crate::services::plugins::manifest::{Grants, Manifest};
+pub use crate::services::plugins::routes::{Matched, Routes};
 
 const PLUGINS: Space = Space::named("plugins");
 const VERSIONS: Space = Space::named("plugins/versions");
@@ -83,6 +85,15 @@ pub struct Released {
     pub version: Version,
     /// The manifest.
     pub manifest: Manifest,
+    /// Its HTTP routes, ready to be looked up.
+    pub routes: Routes,
+}
+
+impl Released {
+    fn new(version: Version) -> Result<Self> {
+        let manifest = read_manifest(&version)?;
+        Ok(Self { routes: Routes::new(&manifest), manifest, version })
+    }
 }
 
 /// What became of an upload.
@@ -373,7 +384,7 @@ impl Plugins {
             return Ok(Some(known));
         }
         let version = parse::<Version>(&row)?;
-        let released = Arc::new(Released { manifest: read_manifest(&version)?, version });
+        let released = Arc::new(Released::new(version)?);
         self.versions.insert(place, released.clone());
         Ok(Some(released))
     }
