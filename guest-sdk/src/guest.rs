@@ -5,6 +5,7 @@
 
 pub(crate) mod bindings;
 mod heap;
+#[cfg(feature = "getrandom")]
 mod random;
 
 use std::marker::PhantomData;

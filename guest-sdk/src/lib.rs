@@ -38,13 +38,17 @@
 //!
 //! There is no file system, no network but [`http::send`], no threads, and no clock but [`context::now`]:
 //! `SystemTime::now` and `Instant::now` trap. `println!` goes nowhere; use [`log`]. A `HashMap` has the same seeds at
-//! every call. Memory starts fresh at every call, so a global is no cache. The crate `getrandom` (0.2 with its feature
-//! `custom`, 0.3 and 0.4) gets the invocation's randomness when the component is built by `chalet build`.
+//! every call. Memory starts fresh at every call, so a global is no cache.
 //!
 //! # Features
 //!
-//! None. The global allocator of a component is this crate's: it uses the memory an instance starts with before it asks
-//! for more, which halves the cost of a call.
+//! `getrandom`: the crate `getrandom`, by which other crates make ids and seeds, gets the invocation's randomness; version
+//! 0.2 with its feature `custom`, 0.3 and 0.4 in a component that `chalet build` makes.
+//!
+//! # Memory
+//!
+//! The global allocator of a component is this crate's: it uses the memory an instance starts with before it asks for
+//! more, which halves the cost of a call. The stack that `chalet build` gives has 64 KiB.
 
 pub mod config;
 pub mod context;

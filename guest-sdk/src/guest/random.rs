@@ -1,7 +1,8 @@
 //! Randomness for the crate `getrandom`, which other crates use to seed hash maps and make ids.
 //!
 //! getrandom 0.3 and 0.4 call the first function when compiled with `--cfg getrandom_backend="custom"`, which
-//! `chalet build` passes; 0.2 calls the second when its feature `custom` is on. Nothing is linked in if nobody calls.
+//! `chalet build` passes; 0.2 calls the second when its feature `custom` is on. They are exported, and so keep the import of context, whether somebody calls them or not:
+//! therefore this module is a feature.
 #![expect(unsafe_code, reason = "these are the symbols and raw buffers that getrandom defines")]
 
 use core::num::NonZeroU32;

@@ -5,6 +5,7 @@
 //! memory that an instance starts with. The result is one file, which is either the old one or the new one, never half
 //! of it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -100,18 +101,72 @@ type Result<T, E = BuildError> = std::result::Result<T, E>;
 pub fn build(path: &Path, options: &Options) -> Result<Built> {
     let folder = fs::canonicalize(path).map_err(|error| BuildError::NoPlugin(format!("{}: {error}", path.display())))?;
     let manifest = read_manifest(&folder)?;
-    let package = package(&folder)?;
-    let toolchain = toolchain::find(&folder).map_err(BuildError::Toolchain)?;
-    let made = compile(&folder, &package, &toolchain, options)?;
-    let component = fs::read(&made).map_err(|error| BuildError::File(format!("{}: {error}", made.display())))?;
-    let component = embed(component, &manifest)?;
-
-    let output = match &options.output {
-        Some(output) => output.clone(),
-        None => package.target_directory.join("chalet").join(format!("{}.wasm", manifest.name)),
+    let workspace = Workspace::at(&folder)?;
+    let Some(member) = workspace.members.iter().find(|member| member.folder == folder) else {
+        return Err(BuildError::NoPlugin(format!("{} has no Cargo.toml with a package in it", folder.display())));
     };
-    replace(&output, &component)?;
-    Ok(Built { component: output, manifest, size_bytes: component.len() as u64, toolchain: toolchain.to_string() })
+    let plugin = Plugin { member, manifest };
+    let mut built = make(&folder, &workspace, vec![plugin], options)?;
+    built.pop().ok_or_else(|| BuildError::Compile("cargo made nothing".to_owned()))
+}
+
+/// Build every member of the workspace at `path` that has a `plugin.toml`, by one call of cargo.
+///
+/// # Errors
+/// One [`BuildError`]; also if there is no such member, or an output is named, which could hold only one of them.
+pub fn build_all(path: &Path, options: &Options) -> Result<Vec<Built>> {
+    let folder = fs::canonicalize(path).map_err(|error| BuildError::NoPlugin(format!("{}: {error}", path.display())))?;
+    if options.output.is_some() {
+        return Err(BuildError::NoPlugin("one output cannot hold several plugins; name none".to_owned()));
+    }
+    let workspace = Workspace::at(&folder)?;
+    let plugins = workspace
+        .members
+        .iter()
+        .filter(|member| member.folder.join("plugin.toml").exists())
+        .map(|member| Ok(Plugin { member, manifest: read_manifest(&member.folder)? }))
+        .collect::<Result<Vec<_>>>()?;
+    if plugins.is_empty() {
+        return Err(BuildError::NoPlugin(format!("no crate of the workspace at {} has a plugin.toml", folder.display())));
+    }
+    make(&folder, &workspace, plugins, options)
+}
+
+/// A crate that is to become a component, with what it will carry.
+struct Plugin<'a> {
+    member: &'a Member,
+    manifest: Manifest,
+}
+
+/// Compile the plugins together, then finish each.
+fn make(folder: &Path, workspace: &Workspace, plugins: Vec<Plugin<'_>>, options: &Options) -> Result<Vec<Built>> {
+    for Plugin { member, .. } in &plugins {
+        if !member.makes_component {
+            return Err(BuildError::NoPlugin(format!(
+                "the crate {} makes no component; put this into its Cargo.toml:\n[lib]\ncrate-type = [\"cdylib\", \"lib\"]",
+                member.name
+            )));
+        }
+    }
+    let toolchain = toolchain::find(folder).map_err(BuildError::Toolchain)?;
+    let members: Vec<_> = plugins.iter().map(|plugin| plugin.member).collect();
+    let mut made = compile(folder, &members, &toolchain, options)?;
+    let mut built = Vec::with_capacity(plugins.len());
+    for Plugin { member, manifest } in plugins {
+        let linked = made
+            .remove(&member.id)
+            .ok_or_else(|| BuildError::Compile(format!("cargo made no .wasm file of {}", member.name)))?;
+        let component = fs::read(&linked).map_err(|error| BuildError::File(format!("{}: {error}", linked.display())))?;
+        let component = embed(component, &manifest)?;
+        let output = match &options.output {
+            Some(output) => output.clone(),
+            None => workspace.target_directory.join("chalet").join(format!("{}.wasm", manifest.name)),
+        };
+        replace(&output, &component)?;
+        let size_bytes = component.len() as u64;
+        built.push(Built { component: output, manifest, size_bytes, toolchain: toolchain.to_string() });
+    }
+    Ok(built)
 }
 
 /// Read and check `plugin.toml` in a crate's folder.
@@ -148,64 +203,68 @@ pub fn embed(mut component: Vec<u8>, manifest: &Manifest) -> Result<Vec<u8>> {
     }
 }
 
-/// What cargo says about the crate.
-struct Package {
-    /// Its name and version in the form that tells it from others of the name.
-    id: String,
-    name: String,
+/// What cargo says about a workspace; a crate that stands alone is a workspace of one.
+struct Workspace {
+    members: Vec<Member>,
     target_directory: PathBuf,
 }
 
-fn package(folder: &Path) -> Result<Package> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        packages: Vec<Member>,
-        target_directory: PathBuf,
-    }
-    #[derive(Deserialize)]
-    struct Member {
-        id: String,
-        name: String,
-        manifest_path: PathBuf,
-        targets: Vec<Target>,
-    }
-    #[derive(Deserialize)]
-    struct Target {
-        crate_types: Vec<String>,
-    }
-    let output = Command::new("cargo")
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| BuildError::NoPlugin(format!("cargo: {error}; install Rust from https://rustup.rs")))?;
-    if !output.status.success() {
-        let reason = String::from_utf8_lossy(&output.stderr);
-        return Err(BuildError::NoPlugin(format!("{}: {}", folder.display(), reason.trim())));
-    }
-    let metadata: Metadata = serde_json::from_slice(&output.stdout)
-        .map_err(|error| BuildError::NoPlugin(format!("cargo metadata is not understood: {error}")))?;
-    let manifest_path = folder.join("Cargo.toml");
-    let is_here = |member: &Member| fs::canonicalize(&member.manifest_path).is_ok_and(|path| path == manifest_path);
-    let Some(member) = metadata.packages.into_iter().find(is_here) else {
-        return Err(BuildError::NoPlugin(format!("{} has no Cargo.toml with a package in it", folder.display())));
-    };
-    if !member.targets.iter().any(|target| target.crate_types.iter().any(|kind| kind == "cdylib")) {
-        return Err(BuildError::NoPlugin(format!(
-            "the crate {} makes no component; put this into its Cargo.toml:\n[lib]\ncrate-type = [\"cdylib\", \"lib\"]",
-            member.name
-        )));
-    }
-    Ok(Package { id: member.id, name: member.name, target_directory: metadata.target_directory })
+struct Member {
+    /// What tells it from others of its name.
+    id: String,
+    name: String,
+    folder: PathBuf,
+    /// True if its crate types have cdylib.
+    makes_component: bool,
 }
 
-/// Run cargo and return the component that it linked.
+impl Workspace {
+    fn at(folder: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Metadata {
+            packages: Vec<Package>,
+            target_directory: PathBuf,
+        }
+        #[derive(Deserialize)]
+        struct Package {
+            id: String,
+            name: String,
+            manifest_path: PathBuf,
+            targets: Vec<Target>,
+        }
+        #[derive(Deserialize)]
+        struct Target {
+            crate_types: Vec<String>,
+        }
+        let output = Command::new("cargo")
+            .args(["metadata", "--no-deps", "--format-version", "1"])
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| BuildError::NoPlugin(format!("cargo: {error}; install Rust from https://rustup.rs")))?;
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            return Err(BuildError::NoPlugin(format!("{}: {}", folder.display(), reason.trim())));
+        }
+        let metadata: Metadata = serde_json::from_slice(&output.stdout)
+            .map_err(|error| BuildError::NoPlugin(format!("cargo metadata is not understood: {error}")))?;
+        let member = |package: Package| {
+            let folder = fs::canonicalize(package.manifest_path.parent()?).ok()?;
+            let makes_component = package.targets.iter().any(|target| target.crate_types.iter().any(|kind| kind == "cdylib"));
+            Some(Member { id: package.id, name: package.name, folder, makes_component })
+        };
+        let members = metadata.packages.into_iter().filter_map(member).collect();
+        Ok(Self { members, target_directory: metadata.target_directory })
+    }
+}
+
+/// Run cargo and return the component that it linked of each crate, by the crate's id.
 fn compile(
     folder: &Path,
-    package: &Package,
+    members: &[&Member],
     toolchain: &toolchain::Toolchain,
     options: &Options,
-) -> Result<PathBuf> {
+) -> Result<BTreeMap<String, PathBuf>> {
     #[derive(Deserialize)]
     struct Message {
         reason: String,
@@ -226,7 +285,8 @@ fn compile(
     ];
     let mut cargo = Command::new("cargo");
     cargo
-        .args(["build", "--lib", "--target", TARGET, "--profile", PROFILE, "--package", &package.id])
+        .args(["build", "--lib", "--target", TARGET, "--profile", PROFILE])
+        .args(members.iter().flat_map(|member| ["--package", &member.id]))
         .arg("--message-format=json-render-diagnostics")
         .args(["--config", &format!("profile.{PROFILE}.inherits='release'")])
         .args(["--config", &format!("profile.{PROFILE}.opt-level={opt_level}")])
@@ -252,21 +312,24 @@ fn compile(
     }
     let mut running = cargo.spawn().map_err(|error| BuildError::Compile(format!("cargo: {error}")))?;
     let messages = BufReader::new(running.stdout.take().expect("it was asked for"));
-    let mut made = None;
+    let mut made = BTreeMap::new();
     for line in messages.lines() {
         let line = line.map_err(|error| BuildError::Compile(format!("cargo: {error}")))?;
         // Build scripts may print lines of their own; what is no message of cargo's is not for us.
         let Ok(message) = serde_json::from_str::<Message>(&line) else { continue };
-        if message.reason == "compiler-artifact" && message.package_id == package.id {
+        if message.reason == "compiler-artifact" {
             let is_wasm = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "wasm");
-            made = message.filenames.into_iter().find(is_wasm).or(made);
+            if let Some(file) = message.filenames.into_iter().find(is_wasm) {
+                made.insert(message.package_id, file);
+            }
         }
     }
     let status = running.wait().map_err(|error| BuildError::Compile(format!("cargo: {error}")))?;
     if !status.success() {
-        return Err(BuildError::Compile(format!("{} does not compile; the reasons are above", package.name)));
+        let names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
+        return Err(BuildError::Compile(format!("{} did not compile; the reasons are above", names.join(", "))));
     }
-    made.ok_or_else(|| BuildError::Compile(format!("cargo made no .wasm file of {}", package.name)))
+    Ok(made)
 }
 
 /// Write a file so that a reader sees the old one or the new one.
