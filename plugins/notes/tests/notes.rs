@@ -12,13 +12,14 @@ fn host() -> Host {
 }
 
 fn get(host: &Host, path: &str) -> Response {
-    host.http::<Notes>(Request::get(path)).unwrap()
+    host.http::<Notes>(Request::get(path)).expect("reading does not fail")
 }
 
 fn create(host: &Host, text: &str) -> String {
-    let answer = host.http::<Notes>(Request::post("/notes", &json!({ "text": text })).unwrap()).unwrap();
+    let request = Request::post("/notes", &json!({ "text": text })).expect("the note is JSON");
+    let answer = host.http::<Notes>(request).expect("the note is accepted");
     assert_eq!(answer.status(), 201);
-    answer.read_json::<Value>().unwrap()["id"].as_str().unwrap().to_owned()
+    answer.read_json::<Value>().expect("JSON")["id"].as_str().expect("an id").to_owned()
 }
 
 #[test]

@@ -18,9 +18,10 @@ fn host(discount: &str) -> Host {
 
 fn total(host: &Host, quantity: u64, list_cents: u64) -> Value {
     let order = json!({ "sku": "chair", "quantity": quantity, "list_cents": list_cents });
-    let answer = host.http::<Pricing>(Request::post("/price", &order).unwrap()).unwrap();
+    let request = Request::post("/price", &order).expect("the order is JSON");
+    let answer = host.http::<Pricing>(request).expect("the order is accepted");
     assert_eq!(answer.status(), 200);
-    answer.read_json::<Value>().unwrap()["total_cents"].clone()
+    answer.read_json::<Value>().expect("a quote")["total_cents"].clone()
 }
 
 #[test]

@@ -34,13 +34,13 @@ fn event(id: &str, kind: &str, created: u64, status: &str) -> Value {
 }
 
 fn deliver(host: &Host, event: &Value) {
-    let id = event["id"].as_str().unwrap();
-    let delivery = Delivery::new("stripe", id, event.to_string()).with_event_type(event["type"].as_str().unwrap());
-    assert_eq!(host.webhook::<StripeBilling>(delivery).unwrap(), None);
+    let text = |field: &str| event[field].as_str().expect("an event has it").to_owned();
+    let delivery = Delivery::new("stripe", text("id"), event.to_string()).with_event_type(text("type"));
+    assert_eq!(host.webhook::<StripeBilling>(delivery), Ok(None));
 }
 
 fn status(host: &Host) -> String {
-    host.get::<Subscription>("subscriptions", "sub_1PqR2sLkdIwHu7ixa1b2c3d4").unwrap().status
+    host.get::<Subscription>("subscriptions", "sub_1PqR2sLkdIwHu7ixa1b2c3d4").expect("it is kept").status
 }
 
 #[test]

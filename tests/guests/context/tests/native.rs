@@ -6,7 +6,7 @@ use guest_context::Context;
 use serde_json::Value;
 
 fn get(host: &Host, path: &str) -> Value {
-    host.http::<Context>(Request::get(path)).unwrap().read_json().unwrap()
+    host.http::<Context>(Request::get(path)).and_then(|answer| answer.read_json()).expect("an answer in JSON")
 }
 
 #[test]
