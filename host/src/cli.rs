@@ -1,6 +1,9 @@
 //! The commands: one noun a file.
 
+pub mod build;
+pub mod new;
 pub mod serve;
+pub mod toolchain;
 
 use std::process::ExitCode;
 

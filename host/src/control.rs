@@ -34,6 +34,7 @@ use crate::gateway::Door;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
 use crate::services::keys::{Principal, Right};
+use crate::services::limits::CONTROL;
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +186,7 @@ async fn permit(
     request: &Request,
 ) -> Result<(Principal, Option<TenantScope>)> {
     let principal = door.credentials.authenticate(request.headers(), peer).await?;
-    door.limits.admit_control(&principal.key, door.shard.clock().now_ms()).await?;
+    door.limits.host("control", &principal.key, CONTROL).await?.error().map_or(Ok(()), Err)?;
     let forbidden = |right: &str| {
         Error::new(Kind::Denied, "forbidden", format!("the key lacks the scope `{right}`"))
     };

@@ -72,7 +72,7 @@ impl Platform {
                 Error::invalid(format!("the default flags {} cannot be read: {error}", path.display()))
             })?),
         };
-        let limits = Arc::new(Limits::new());
+        let limits = Limits::local(clock.clone());
         let services = Arc::new(Services {
             flags: Flags::new(defaults.as_deref())?,
             limits: limits.clone(),

@@ -38,8 +38,8 @@ pub(super) async fn handle(
         let definition = definition(&door, &scope, &released, &source).await?;
         let body = read_body(body, scope.plan().request_body_bytes).await?;
         let verified = verified(&door, &scope, &definition, &parts.headers, &body).await?;
-        let admission = door.limits.admit(&scope, &released.version.plugin, "", door.shard.clock().now_ms()).await?;
-        admission.allowed()?;
+        let admission = door.limits.admit(&door.shard, &scope, &released.version.plugin, None).await?;
+        admission.error().map_or(Ok(()), Err)?;
         Ok::<_, Error>((scope, released, body, verified))
     };
     let (scope, released, body, verified) = match prepared.await {

@@ -15,7 +15,7 @@ use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
 use crate::services::idempotency::{self, Cause};
 use crate::services::keys::{Principal, Right};
-use crate::services::limits::{Admission, Limits};
+use crate::services::limits::{self, Admission};
 use crate::services::plugins::Released;
 use crate::services::plugins::manifest::Auth;
 use crate::triggers::{Call, http};
@@ -65,11 +65,11 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     let matched = released.routes.find(parts.method.as_str(), &path).ok_or_else(|| refuse(no_route()))?;
 
     let key = match &caller {
-        Caller::Key(principal) => principal.key.as_str(),
-        Caller::Anyone => "",
+        Caller::Key(principal) => Some(principal.key.as_str()),
+        Caller::Anyone => None,
     };
-    let admission = door.limits.admit(&scope, plugin, key, door.shard.clock().now_ms()).await.map_err(refuse)?;
-    if let Err(error) = admission.allowed() {
+    let admission = door.limits.admit(&door.shard, &scope, plugin, key).await.map_err(refuse)?;
+    if let Some(error) = admission.error() {
         return Err(with_limits(refuse(error), &admission));
     }
     let body = read_body(body, scope.plan().request_body_bytes).await.map_err(refuse)?;
@@ -206,10 +206,9 @@ pub(super) fn render(done: Done) -> Response {
 
 /// Say what is left of the limits that the request was measured by.
 fn with_limits(mut response: Response, admission: &Admission) -> Response {
-    for (name, value) in Limits::headers(admission) {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            response.headers_mut().insert(name, value);
-        }
+    if let Some((policy, state)) = limits::headers(admission) {
+        response.headers_mut().insert("ratelimit-policy", policy);
+        response.headers_mut().insert("ratelimit", state);
     }
     response
 }
