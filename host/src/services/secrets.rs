@@ -79,10 +79,9 @@ impl Secrets {
     /// All names in order; never a value.
     pub async fn list(&self, effects: &mut Effects) -> Result<Vec<Listed>> {
         let (rows, _) = effects.list(&SPACE.prefix(""), SECRETS).await?;
-        let listed = rows.into_iter().map(|(name, row)| Listed {
-            name: String::from_utf8_lossy(&name).into_owned(),
-            version: row.version,
-        });
+        let listed = rows
+            .into_iter()
+            .map(|(name, row)| Listed { name: String::from_utf8_lossy(&name).into_owned(), version: row.version });
         Ok(listed.collect())
     }
 }
@@ -97,7 +96,9 @@ pub fn check_name(name: &str) -> Result<()> {
     Err(Error::new(
         Kind::Invalid,
         "secret_name",
-        format!("a secret's name is an upper-case letter and then upper-case letters, digits or _, {NAME_CHARS} at most"),
+        format!(
+            "a secret's name is an upper-case letter and then upper-case letters, digits or _, {NAME_CHARS} at most"
+        ),
     ))
 }
 
@@ -158,7 +159,11 @@ mod tests {
         let error = bench.run(async |effects| secrets.get(effects, "B").await).await.expect_err("bound to its name");
         assert_eq!(error.code(), "secret_unreadable");
         let other = bench.neighbour().await;
-        bench.shard.transact(&other, async |effects| effects.put(key("A"), stolen.clone(), None)).await.expect("copied");
+        bench
+            .shard
+            .transact(&other, async |effects| effects.put(key("A"), stolen.clone(), None))
+            .await
+            .expect("copied");
         let error = bench.shard.transact(&other, async |effects| secrets.get(effects, "A").await).await;
         assert_eq!(error.expect_err("bound to its tenant").code(), "secret_unreadable");
     }

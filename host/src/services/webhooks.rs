@@ -55,7 +55,8 @@ pub struct Source {
 impl Source {
     /// Read a request's body.
     pub fn parse(body: &[u8]) -> Result<Self> {
-        let source: Self = serde_json::from_slice(body).map_err(|error| bad_source(format!("the source is no valid JSON of its kind: {error}")))?;
+        let source: Self = serde_json::from_slice(body)
+            .map_err(|error| bad_source(format!("the source is no valid JSON of its kind: {error}")))?;
         source.check()?;
         Ok(source)
     }
@@ -65,7 +66,9 @@ impl Source {
         secrets::check_name(&self.secret)?;
         match (&self.hmac, self.verify) {
             (Some(generic), Scheme::Hmac) => generic.check(),
-            (None, Scheme::Hmac) => Err(bad_source("verify \"hmac\" needs the object \"hmac\" that says how the signature is made")),
+            (None, Scheme::Hmac) => {
+                Err(bad_source("verify \"hmac\" needs the object \"hmac\" that says how the signature is made"))
+            }
             (Some(_), _) => Err(bad_source("the object \"hmac\" belongs to verify \"hmac\" only; remove it")),
             (None, _) => Ok(()),
         }
@@ -173,9 +176,13 @@ mod tests {
         let source = Source { verify: Scheme::Github, secret: "GITHUB_WEBHOOK_SECRET".into(), hmac: None };
         assert!(bench.run(async |effects| put(effects, "github", &source).await).await.expect("new"));
         assert!(!bench.run(async |effects| put(effects, "github", &source).await).await.expect("replaced"));
-        let (stored, version) = bench.run(async |effects| get(effects, "github").await).await.expect("read").expect("there");
+        let (stored, version) =
+            bench.run(async |effects| get(effects, "github").await).await.expect("read").expect("there");
         assert_eq!((stored, version), (source.clone(), 2));
-        assert_eq!(bench.run(async |effects| list(effects).await).await.expect("listed"), [("github".to_owned(), source)]);
+        assert_eq!(
+            bench.run(async |effects| list(effects).await).await.expect("listed"),
+            [("github".to_owned(), source)]
+        );
         assert!(bench.run(async |effects| delete(effects, "github").await).await.expect("gone"));
         assert!(!bench.run(async |effects| delete(effects, "github").await).await.expect("nothing"));
         assert!(bench.run(async |effects| get(effects, "github").await).await.expect("read").is_none());

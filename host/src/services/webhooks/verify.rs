@@ -99,8 +99,9 @@ impl Generic {
         let mut seen: Vec<HeaderName> = Vec::new();
         let others = [&self.id_header, &self.event_header, &self.timestamp_header];
         for name in std::iter::once(&self.header).chain(others.into_iter().flatten()) {
-            let header = HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| bad_source("hmac.header, id_header, event_header and timestamp_header must be header names"))?;
+            let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+                bad_source("hmac.header, id_header, event_header and timestamp_header must be header names")
+            })?;
             if seen.contains(&header) {
                 return Err(bad_source("hmac names the same header twice; each part has a header of its own"));
             }
@@ -131,7 +132,9 @@ pub fn verify(source: &Source, keys: &[&[u8]], headers: &HeaderMap, body: &[u8],
         (Scheme::Slack, _) => request.slack(),
         (Scheme::StandardWebhooks, _) => request.standard_webhooks(),
         (Scheme::Hmac, Some(generic)) => request.generic(generic),
-        (Scheme::Hmac, None) => Err(misconfigured("the source does not say how its signature is made; define it again")),
+        (Scheme::Hmac, None) => {
+            Err(misconfigured("the source does not say how its signature is made; define it again"))
+        }
     }
 }
 
@@ -355,7 +358,9 @@ fn base64_bytes(text: &str) -> Option<Vec<u8>> {
 fn standard_key(key: &[u8]) -> Result<Vec<u8>> {
     let text = key.strip_prefix(b"whsec_").unwrap_or(key);
     STANDARD.decode(text).ok().filter(|key| !key.is_empty()).ok_or_else(|| {
-        misconfigured("the source's secret is no Standard Webhooks key; store it as whsec_ and base64, as the provider shows it")
+        misconfigured(
+            "the source's secret is no Standard Webhooks key; store it as whsec_ and base64, as the provider shows it",
+        )
     })
 }
 

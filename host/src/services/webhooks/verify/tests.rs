@@ -61,7 +61,8 @@ fn stripe(time: i64, keys: &[&[u8]]) -> String {
 
 #[test]
 fn stripe_signs_time_and_body() {
-    let check = |value: &str| verify(&source(Scheme::Stripe), &[KEY], &headers(&[("Stripe-Signature", value)]), BODY, NOW_MS);
+    let check =
+        |value: &str| verify(&source(Scheme::Stripe), &[KEY], &headers(&[("Stripe-Signature", value)]), BODY, NOW_MS);
     let verified = check(&stripe(NOW_S, &[KEY])).expect("right");
     assert_eq!(
         (verified.id.as_str(), verified.event_type.as_deref(), verified.id_signed, verified.challenge),
@@ -88,9 +89,14 @@ fn stripe_signs_time_and_body() {
 
 #[test]
 fn a_time_is_fresh_for_300_seconds_on_both_sides() {
-    for (offset, expected) in
-        [(-301, "signature_stale"), (-300, "ok"), (0, "ok"), (300, "ok"), (301, "signature_stale"), (-1_700_000_000, "signature_stale")]
-    {
+    for (offset, expected) in [
+        (-301, "signature_stale"),
+        (-300, "ok"),
+        (0, "ok"),
+        (300, "ok"),
+        (301, "signature_stale"),
+        (-1_700_000_000, "signature_stale"),
+    ] {
         let headers = headers(&[("Stripe-Signature", &stripe(NOW_S + offset, &[KEY]))]);
         assert_eq!(code(verify(&source(Scheme::Stripe), &[KEY], &headers, BODY, NOW_MS)), expected, "{offset}");
     }
@@ -102,10 +108,17 @@ fn a_time_is_fresh_for_300_seconds_on_both_sides() {
 #[test]
 fn github_signs_the_body_only() {
     let signature = format!("sha256={}", hex::encode(mac(KEY, &[BODY])));
-    let all = [("X-Hub-Signature-256", signature.as_str()), ("X-GitHub-Delivery", "72d3162e-cc78"), ("X-GitHub-Event", "issues")];
+    let all = [
+        ("X-Hub-Signature-256", signature.as_str()),
+        ("X-GitHub-Delivery", "72d3162e-cc78"),
+        ("X-GitHub-Event", "issues"),
+    ];
     let check = |pairs: &[(&str, &str)]| verify(&source(Scheme::Github), &[KEY], &headers(pairs), BODY, NOW_MS);
     let verified = check(&all).expect("right");
-    assert_eq!((verified.id.as_str(), verified.event_type.as_deref(), verified.id_signed), ("72d3162e-cc78", Some("issues"), false));
+    assert_eq!(
+        (verified.id.as_str(), verified.event_type.as_deref(), verified.id_signed),
+        ("72d3162e-cc78", Some("issues"), false)
+    );
     let unnamed = check(&all[..1]).expect("right");
     assert_eq!(unnamed.id, format!("sha256:{}", hex::encode(unnamed.digest)));
     assert_eq!(code(check(&[("X-Hub-Signature", &signature)])), "signature_missing");
@@ -154,7 +167,10 @@ fn slack_signs_version_time_and_body() {
     let body = br#"{"type":"event_callback","event_id":"Ev08","event":{"type":"app_mention"}}"#;
     let check = |headers: &HeaderMap, body: &[u8]| verify(&source(Scheme::Slack), &[KEY], headers, body, NOW_MS);
     let verified = check(&slack(body, &now), body).expect("right");
-    assert_eq!((verified.id.as_str(), verified.event_type.as_deref(), verified.challenge), ("Ev08", Some("app_mention"), None));
+    assert_eq!(
+        (verified.id.as_str(), verified.event_type.as_deref(), verified.challenge),
+        ("Ev08", Some("app_mention"), None)
+    );
     let question = br#"{"type":"url_verification","challenge":"3eZbrw1aBm2r"}"#;
     assert_eq!(check(&slack(question, &now), question).expect("right").challenge.as_deref(), Some("3eZbrw1aBm2r"));
     let form = b"command=/weather&text=94070";
@@ -175,7 +191,8 @@ fn slack_documents_this_signature() {
         ("X-Slack-Signature", "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503"),
         ("X-Slack-Request-Timestamp", "1531420618"),
     ]);
-    let outcome = verify(&source(Scheme::Slack), &[b"8f742231b10e8888abcd99yyyzzz85a5"], &headers, body, 1_531_420_618_000);
+    let outcome =
+        verify(&source(Scheme::Slack), &[b"8f742231b10e8888abcd99yyyzzz85a5"], &headers, body, 1_531_420_618_000);
     assert_eq!(code(outcome), "ok");
 }
 
@@ -183,7 +200,8 @@ fn slack_documents_this_signature() {
 fn standard_webhooks_vector_holds_under_both_header_names() {
     let secret = b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".as_slice();
     let body = br#"{"test": 2432232314}"#;
-    let (id, time, signature) = ("msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    let (id, time, signature) =
+        ("msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     let check = |prefix: &str, id: &str, signature: &str, key: &[u8]| {
         let names = ["id", "timestamp", "signature"].map(|part| format!("{prefix}-{part}"));
         let headers = headers(&[(&names[0], id), (&names[1], time), (&names[2], signature)]);
@@ -211,7 +229,8 @@ fn the_reference_signer_of_standard_webhooks_is_understood() {
         let time = NOW_S + offset;
         let signature = signer.sign("msg_1", time, BODY).expect("signed");
         let time = time.to_string();
-        let headers = headers(&[("webhook-id", "msg_1"), ("webhook-timestamp", &time), ("webhook-signature", &signature)]);
+        let headers =
+            headers(&[("webhook-id", "msg_1"), ("webhook-timestamp", &time), ("webhook-signature", &signature)]);
         let verified = verify(&source(Scheme::StandardWebhooks), &[KEY], &headers, BODY, NOW_MS).expect("right");
         assert_eq!((verified.id.as_str(), verified.event_type.as_deref()), ("msg_1", Some("invoice.paid")));
     }
@@ -242,7 +261,8 @@ fn a_configured_hmac_is_what_its_source_says() {
     });
     let now = NOW_S.to_string();
     let timed = hex::encode(mac(KEY, &[now.as_bytes(), b".", BODY]));
-    let verified = check(&named, &[("x-sig", &timed), ("x-time", &now), ("x-id", "d-1"), ("x-event", "paid")]).expect("right");
+    let verified =
+        check(&named, &[("x-sig", &timed), ("x-time", &now), ("x-id", "d-1"), ("x-event", "paid")]).expect("right");
     assert_eq!((verified.id.as_str(), verified.event_type.as_deref()), ("d-1", Some("paid")));
     assert_eq!(code(check(&named, &[("x-sig", &plain), ("x-time", &now)])), "signature_invalid");
     assert_eq!(code(check(&named, &[("x-sig", &timed)])), "signature_missing");
