@@ -55,6 +55,10 @@ pub struct Source {
 impl Source {
     /// Read a request's body.
     pub fn parse(body: &[u8]) -> Result<Self> {
+        // An array would be read as the members in their order.
+        if !body.trim_ascii_start().starts_with(b"{") {
+            return Err(bad_source("a source is a JSON object"));
+        }
         let source: Self = serde_json::from_slice(body)
             .map_err(|error| bad_source(format!("the source is no valid JSON of its kind: {error}")))?;
         source.check()?;
@@ -156,6 +160,7 @@ mod tests {
         for bad in [
             "",
             "{}",
+            r#"["stripe","S"]"#,
             r#"{"verify":"stripe"}"#,
             r#"{"verify":"paypal","secret":"S"}"#,
             r#"{"verify":"stripe","secret":"s"}"#,
