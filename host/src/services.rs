@@ -2,8 +2,15 @@
 //! map and says what they mean. A service reads and stages through `Effects`, and never commits.
 
 pub mod directory;
+pub mod egress;
 pub mod idempotency;
 pub mod invocations;
 pub mod keys;
+pub mod limits;
 pub mod plugins;
+pub mod secrets;
 pub mod sweep;
+pub mod webhooks;
+
+#[cfg(test)]
+pub(crate) mod testing;
