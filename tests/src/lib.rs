@@ -1,1 +1,3 @@
 //! The kit that the tests share: servers, databases, tenants and guests, set up in a line.
+
+pub mod postgres;
