@@ -1,1 +1,3 @@
 //! One binary for all integration tests, so that the host is linked once.
+
+mod postgres;

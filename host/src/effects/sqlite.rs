@@ -484,14 +484,25 @@ async fn invalid(
         return Ok(None);
     }
     if !breaks.overlay {
+        // Removing what this set did not see anyway changes nothing for it.
+        let changed = |place: &(&TenantId, &Key), now: &Option<(Value, u64, Option<i64>)>| {
+            now.is_some() || olds.get(place).is_some_and(|old| old.live(set.facts.now_ms))
+        };
         for read in &set.facts.reads {
-            if overlay.contains_key(&(tenant, &read.key)) {
+            let place = (tenant, &read.key);
+            if overlay.get(&place).is_some_and(|now| changed(&place, now)) {
                 return Ok(Some(read.key.clone()));
             }
         }
         for fact in set.facts.ranges.iter().filter(|_| !breaks.ranges) {
-            if let Some(((_, key), _)) = overlay.iter().find(|((t, key), _)| *t == tenant && fact.range.contains(key)) {
-                return Ok(Some((*key).clone()));
+            let from = fact.range.space.key(fact.range.from.clone());
+            let inside = overlay
+                .range((tenant, &from)..)
+                .take_while(|((t, key), _)| *t == tenant && fact.range.contains(key));
+            for (place, now) in inside {
+                if changed(place, now) {
+                    return Ok(Some(place.1.clone()));
+                }
             }
         }
     }
@@ -643,7 +654,8 @@ async fn write_usage(connection: &mut SqliteConnection, used: &BTreeMap<(&Tenant
     });
     query.push(
         " on conflict (tenant_id, plugin, hour_ms) do update set invocations = invocations + excluded.invocations, \
-         failures = failures + excluded.failures, fuel = fuel + excluded.fuel, bytes_in = bytes_in + excluded.bytes_in, \
+         failures = failures + excluded.failures, \
+         fuel = case when fuel > 9223372036854775807 - excluded.fuel then 9223372036854775807 else fuel + excluded.fuel end, bytes_in = bytes_in + excluded.bytes_in, \
          bytes_out = bytes_out + excluded.bytes_out",
     );
     query.build().execute(connection).await.map_err(failed)?;
