@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 
 pub use self::tally::{FLUSH, Tally};
 use crate::effects::{Compute, Effects, Key, Shard, Verdict};
-use crate::engine::Engine;
-use crate::engine::guest::{Facts, Guest, Services};
+use crate::engine::guest::{Budget, Guest, Invocation, Level, Log, Services};
+use crate::engine::{Digest, Engine, Program};
 use crate::kernel::clock::rfc3339;
 use crate::kernel::db::Db;
 use crate::kernel::error::{Error, Kind, Result};
@@ -152,52 +152,51 @@ impl Invoker {
                 Some(inner.idempotency.claim(&work.scope, cause).inspect_err(|_| started.forget())?)
             }
         };
-        let timeout = work.released.manifest.limits.timeout_ms.unwrap_or(u64::MAX).min(work.scope.plan().timeout_ms);
-        let deadline = started.at + Duration::from_millis(timeout);
+        let budget = Budget::of(work.scope.plan(), &work.released.manifest.limits);
+        let deadline = started.at + budget.timeout;
         let turn = self.turn(&work.scope);
         let _place = self.admit(&turn, deadline).await.inspect_err(|_| started.forget())?;
-        let version = &work.released.version;
-        let fetch = || components::load(&inner.db, &work.scope, &version.digest);
-        let program = match inner.engine.load(&version.digest, fetch).await {
+        let program = match self.program(&work).await {
             Ok(program) => program,
             Err(error) => return Err(started.fail(self, &work, error, Vec::new())),
         };
-
-        let facts = Arc::new(Facts {
-            invocation: started.record.id.clone(),
-            cause: work.cause.as_ref().map_or_else(|| started.record.id.clone().into_bytes(), |cause| cause.digest().to_vec()),
-            released: work.released.clone(),
-            now_ms: started.now_ms,
+        let fuel = budget.fuel;
+        let invocation = Arc::new(Invocation {
+            id: started.record.id.clone(),
+            scope: work.scope.clone(),
+            manifest: work.released.manifest.clone(),
+            cause: work.cause.as_ref().map_or_else(|| started.record.id.clone(), |cause| hex::encode(cause.digest())),
             seed: rand::random(),
-            deadline: deadline.into(),
+            deadline,
         });
-        let mut guest = Guest::new(inner.shard.begin(&work.scope), facts, inner.services.clone());
+        let effects = inner.shard.begin_at(&work.scope, started.now_ms);
+        let mut guest = Guest::new(invocation, budget, inner.services.clone(), effects);
         let mut lane = None;
         let mut gate = None;
         loop {
             if let Some(cause) = &work.cause {
                 // Read inside the transaction: whoever stores an answer meanwhile makes this one run again.
-                match inner.idempotency.find(guest.effects_mut(), cause).await {
+                match inner.idempotency.find(&mut guest.effects, cause).await {
                     Ok(None) => {}
                     Ok(Some(answer)) => {
                         started.forget();
                         inner.counts.replays.fetch_add(1, Ordering::Relaxed);
                         return Ok(Done { invocation: answer.invocation.clone(), replayed: true, answer });
                     }
-                    Err(error) if guest.effects_mut().stale().is_none() => {
-                        return Err(started.fail(self, &work, error, Vec::new()));
-                    }
-                    Err(_) => {}
+                    Err(error) => return Err(started.fail(self, &work, error, Vec::new())),
                 }
             }
-            let ended = triggers::run(&inner.engine, program.clone(), guest, work.call.clone()).await;
-            started.record.fuel = started.record.fuel.saturating_add(ended.fuel_used);
-            started.record.host_calls = ended.host_calls;
-            let (changed, rest) = match self.conclude(&work, &mut started, ended, gate.is_some()).await {
-                Concluded::Done(result) => return result,
-                Concluded::Again(key, guest) => (key, guest),
+            let ended = match triggers::run(&inner.engine, program.clone(), guest, work.call.clone()).await {
+                Ok(ended) => ended,
+                Err(error) => return Err(started.fail(self, &work, error, Vec::new())),
             };
-            guest = *rest;
+            started.record.fuel = started.record.fuel.saturating_add(ended.spent.fuel);
+            started.record.host_calls = ended.spent.host_calls;
+            let changed;
+            (changed, guest) = match self.conclude(&work, &mut started, ended, gate.is_some(), fuel).await {
+                Concluded::Done(result) => return result,
+                Concluded::Again(key, guest) => (key, *guest),
+            };
             started.record.reruns += 1;
             inner.counts.reruns.fetch_add(1, Ordering::Relaxed);
             if Instant::now() >= deadline || started.record.reruns > LANE_RUNS + GATE_RUNS {
@@ -207,7 +206,7 @@ impl Invoker {
                     "others kept changing the same data; try again",
                 )
                 .retry_after(Duration::from_secs(1));
-                return Err(started.fail(self, &work, conflict, guest.take_log()));
+                return Err(started.fail(self, &work, conflict, Vec::new()));
             }
             if started.record.reruns > LANE_RUNS {
                 lane = None;
@@ -222,36 +221,50 @@ impl Invoker {
         }
     }
 
-    /// What a run amounts to: an answer, a failure, or a reason to run again.
-    async fn conclude(&self, work: &Work, started: &mut Started, ended: Ended, gate_held: bool) -> Concluded {
-        let Ended { outcome, mut guest, .. } = ended;
+    /// The program of the version: mapped, or fetched and compiled if this node does not have it.
+    async fn program(&self, work: &Work) -> Result<Arc<Program>> {
+        let inner = &*self.0;
+        let digest = Digest::parse(&work.released.version.digest)?;
+        if let Some(program) = inner.engine.loaded(&digest) {
+            return Ok(program);
+        }
+        let fetch = components::load(&inner.db, &work.scope, &work.released.version.digest);
+        inner.engine.load(&work.scope, &digest, fetch).await
+    }
+
+    /// What a run amounts to: an answer, a failure, or a reason to run again. `fuel` is what another run may burn.
+    async fn conclude(&self, work: &Work, started: &mut Started, ended: Ended, gate_held: bool, fuel: u64) -> Concluded {
+        let Ended { outcome, guest, .. } = ended;
+        let log = lines(&guest.log);
         let answer = match outcome {
             Ok(answer) => answer,
-            Err(Failure::Rerun(key)) => return Concluded::again(key, guest),
+            Err(Failure::Rerun(key)) => return Concluded::again(key, guest, fuel),
             Err(Failure::Reject(reason)) if matches!(work.call, Call::Webhook(_)) && work.cause.is_some() => {
-                return self.refuse_for_good(work, started, guest, reason).await;
+                return self.refuse_for_good(work, started, guest, log, reason, fuel).await;
             }
-            Err(failure) => {
-                let error = failure_error(failure);
-                return Concluded::Done(Err(started.fail(self, work, error, guest.take_log())));
-            }
+            Err(failure) => return Concluded::Done(Err(started.fail(self, work, failure_error(failure), log))),
         };
         let (status, given) = given(&started.record.id, answer);
         if status >= 500 {
             let error = Error::new(Kind::Failed, "status", format!("the plugin answered with status {status}"));
-            started.fail(self, work, error, guest.take_log());
+            started.fail(self, work, error, log);
             return Concluded::Done(Ok(given));
         }
         started.record.outcome = "ok".into();
         started.record.code = status.to_string();
-        self.settle(work, started, guest, given, gate_held).await
+        let settling = Settling { given, log, gate_held, fuel };
+        self.settle(work, started, guest, settling).await
     }
-
     /// A webhook that the plugin never wants again: the answer is kept, the effects are not.
-    async fn refuse_for_good(&self, work: &Work, started: &mut Started, mut guest: Guest, reason: String) -> Concluded {
-        let log = guest.take_log();
-        let mut fresh = guest.again();
-        fresh.restore_log(log);
+    async fn refuse_for_good(
+        &self,
+        work: &Work,
+        started: &mut Started,
+        guest: Guest,
+        log: Vec<Line>,
+        reason: String,
+        fuel: u64,
+    ) -> Concluded {
         started.record.outcome = "rejected".into();
         started.record.code = "rejected".into();
         started.record.error = Some(reason.clone());
@@ -267,27 +280,26 @@ impl Invoker {
                 body: problem.to_string().into(),
             },
         };
-        self.settle(work, started, fresh, given, false).await
+        let settling = Settling { given, log, gate_held: false, fuel };
+        self.settle(work, started, guest.again(fuel), settling).await
     }
 
     /// Commit what was staged, with its record and its stored answer; without effects there is no commit.
-    async fn settle(&self, work: &Work, started: &mut Started, mut guest: Guest, given: Done, gate_held: bool) -> Concluded {
+    async fn settle(&self, work: &Work, started: &mut Started, mut guest: Guest, settling: Settling) -> Concluded {
         let inner = &*self.0;
-        let log = guest.take_log();
-        started.finish(guest.response_bytes(&given.answer));
-        if guest.effects_mut().is_empty() && work.cause.is_none() {
+        let Settling { given, log, gate_held, fuel } = settling;
+        started.finish(given.answer.body.len() as u64);
+        if guest.effects.is_empty() && work.cause.is_none() {
             inner.tally.add(&work.scope, started.close(), &log);
             inner.counts.invocations.fetch_add(1, Ordering::Relaxed);
             return Concluded::Done(Ok(given));
         }
-        let again = guest.again();
-        let mut effects = guest.into_effects();
-        let staged = stage_end(inner, work, started, &mut effects, &given.answer, &log);
-        let marker = match staged {
+        let marker = match stage_end(inner, work, started, &mut guest.effects, &given.answer, &log) {
             Ok(marker) => marker,
             Err(error) => return Concluded::Done(Err(started.fail(self, work, error, log))),
         };
-        let set = effects.into_set(Some(marker), Some(started.compute()));
+        let fresh = guest.effects.again();
+        let set = std::mem::replace(&mut guest.effects, fresh).into_set(Some(marker), Some(started.compute()));
         let open = if gate_held { None } else { Some(inner.lanes.pass_gate(work.scope.id()).await) };
         let verdict = inner.shard.commit(set).await;
         drop(open);
@@ -297,7 +309,7 @@ impl Invoker {
                 inner.counts.invocations.fetch_add(1, Ordering::Relaxed);
                 Concluded::Done(Ok(given))
             }
-            Ok(Verdict::Conflict { key }) => Concluded::again(key, again),
+            Ok(Verdict::Conflict { key }) => Concluded::again(key, guest, fuel),
             Ok(Verdict::Refused(error)) | Err(error) => Concluded::Done(Err(started.fail(self, work, error, log))),
         }
     }
@@ -339,6 +351,32 @@ struct Place<'t> {
     _waiting: tokio::sync::SemaphorePermit<'t>,
 }
 
+/// What a run that answered ok still needs.
+struct Settling {
+    given: Done,
+    log: Vec<Line>,
+    gate_held: bool,
+    /// What another run may burn.
+    fuel: u64,
+}
+
+/// A guest's log as it is recorded; a line says so if more was written than is kept.
+fn lines(log: &Log) -> Vec<Line> {
+    let level = |level: Level| match level {
+        Level::Trace => "trace",
+        Level::Debug => "debug",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+    };
+    let mut lines: Vec<Line> =
+        log.lines().iter().map(|line| Line { level: level(line.level).into(), message: line.message.clone() }).collect();
+    if log.truncated() {
+        lines.push(Line { level: "warn".into(), message: "the log was cut here: the invocation wrote more than is kept".into() });
+    }
+    lines
+}
+
 enum Concluded {
     Done(Result<Done>),
     Again(Key, Box<Guest>),
@@ -346,8 +384,8 @@ enum Concluded {
 
 impl Concluded {
     /// Another run of the same invocation, with nothing read and nothing staged.
-    fn again(key: Key, guest: Guest) -> Self {
-        Self::Again(key, Box::new(guest.again()))
+    fn again(key: Key, guest: Guest, fuel: u64) -> Self {
+        Self::Again(key, Box::new(guest.again(fuel)))
     }
 }
 
@@ -395,6 +433,7 @@ fn failure_error(failure: Failure) -> Error {
             "fuel_exhausted",
             "the plugin burned the fuel that one invocation may burn; nothing was changed",
         ),
+        Failure::Overloaded => Error::unavailable("overloaded", "the server has no place for the plugin now; try again"),
         Failure::InvalidResponse(reason) => Error::new(Kind::Failed, "invalid_response", reason),
     }
 }

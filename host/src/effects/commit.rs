@@ -168,6 +168,11 @@ impl Shard {
         Effects::new(self.clone(), scope.clone(), self.0.clock.now_ms())
     }
 
+    /// Begin a transaction at a time that was fixed before.
+    pub fn begin_at(&self, scope: &TenantScope, now_ms: i64) -> Effects {
+        Effects::new(self.clone(), scope.clone(), now_ms)
+    }
+
     /// Read rows, from the cache where that is allowed. `snapshot` is the state that the caller has already
     /// seen; on a store that others write to, the first read of a transaction always asks the database.
     pub(crate) async fn read(

@@ -84,7 +84,7 @@ pub struct Released {
     /// The row.
     pub version: Version,
     /// The manifest.
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
     /// Its HTTP routes, ready to be looked up.
     pub routes: Routes,
 }
@@ -92,7 +92,7 @@ pub struct Released {
 impl Released {
     fn new(version: Version) -> Result<Self> {
         let manifest = read_manifest(&version)?;
-        Ok(Self { routes: Routes::new(&manifest), manifest, version })
+        Ok(Self { routes: Routes::new(&manifest), manifest: Arc::new(manifest), version })
     }
 }
 
