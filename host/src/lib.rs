@@ -9,3 +9,7 @@ pub mod effects;
 pub mod services;
 
 pub mod engine;
+
+pub mod capabilities;
+
+pub mod triggers;
