@@ -26,7 +26,7 @@ enum Command {
 /// Run the command that the arguments name: 0 done, 1 failed, 2 usage.
 pub fn main() -> ExitCode {
     // The compile worker is no command: it is this binary in another role, before anything else is set up.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == crate::engine::WORKER) {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == crate::engine::WORKER_ARGUMENT) {
         return crate::engine::worker_main();
     }
     let cli = Cli::parse();

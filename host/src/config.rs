@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::kernel::error::{Error, Result};
+use crate::services::egress;
 
 /// Everything that an operator can set. Every field has a default, and an unknown one is refused.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -22,7 +23,7 @@ pub struct Config {
     /// Encryption at rest.
     pub secrets: Secrets,
     /// Outgoing HTTP.
-    pub egress: Egress,
+    pub egress: egress::Config,
     /// Feature flags.
     pub flags: Flags,
 }
@@ -69,15 +70,6 @@ impl std::fmt::Debug for Secrets {
     }
 }
 
-/// Outgoing HTTP of plugins.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Egress {
-    /// `host:port` that plugins with a grant for it may reach although it is not public, by http too: for
-    /// development and for services of the operator's own.
-    pub allow_private: Vec<String>,
-}
-
 /// Feature flags.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -110,8 +102,8 @@ impl Config {
         config.admin.key = variable("CHALET_ADMIN_KEY").or(config.admin.key);
         config.database.url = variable("CHALET_DATABASE_URL").or(config.database.url);
         config.secrets.master_key = variable("CHALET_MASTER_KEY").or(config.secrets.master_key);
-        if let Some(list) = variable("CHALET_EGRESS_ALLOW_PRIVATE") {
-            config.egress.allow_private = list.split(',').map(|one| one.trim().to_owned()).collect();
+        if let Some(list) = variable("CHALET_EGRESS_LOCAL") {
+            config.egress.local = list.split(',').map(|one| one.trim().to_owned()).collect();
         }
         if let Some(path) = variable("CHALET_FLAGS_DEFAULTS") {
             config.flags.defaults = Some(path.into());

@@ -52,7 +52,7 @@ pub struct Parts {
     /// Plugins.
     pub plugins: Plugins,
     /// Rate limits.
-    pub limits: Limits,
+    pub limits: Arc<Limits>,
     /// Answers to idempotency keys.
     pub idempotency: crate::services::idempotency::Idempotency,
     /// The master key, for what is signed or derived.

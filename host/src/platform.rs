@@ -12,6 +12,7 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::capabilities;
 use crate::config::Config;
 use crate::control;
 use crate::effects::{Breaks, Shard};
@@ -72,15 +73,15 @@ impl Platform {
                 Error::invalid(format!("the default flags {} cannot be read: {error}", path.display()))
             })?),
         };
-        let limits = Limits::local(clock.clone());
+        let limits = Arc::new(Limits::local(clock.clone()));
         let services = Arc::new(Services {
-            flags: Flags::new(defaults.as_deref())?,
+            flags: Arc::new(Flags::default()),
             limits: limits.clone(),
-            secrets: Secrets::new(master.clone()),
-            egress: Egress::new(&config.egress.allow_private)?,
+            secrets: Arc::new(Secrets::new(master.clone())),
+            egress: Arc::new(Egress::new(&config.egress)?),
             master: master.clone(),
         });
-        let engine = Engine::start(engine::Config::new(data.join("components"), &master))?;
+        let engine = Engine::start(&engine::Config::new(data.join("code"))?, capabilities::ALL, &master)?;
         let idempotency = Idempotency::new(master.clone());
         let invoker = Invoker::new(engine.clone(), db.clone(), shard.clone(), services.clone(), idempotency.clone());
 

@@ -3,12 +3,16 @@
 
 pub mod directory;
 pub mod egress;
+pub mod flags;
 pub mod idempotency;
 pub mod invocations;
 pub mod keys;
+pub mod kv;
 pub mod limits;
+pub mod meters;
 pub mod plugins;
 pub mod secrets;
+pub mod settings;
 pub mod sweep;
 pub mod webhooks;
 

@@ -56,13 +56,13 @@ pub(super) async fn list(
     let page = Page { limit: filter.limit, cursor: filter.cursor };
     let prefix = filter.prefix.unwrap_or_default();
     let place = format!("kv {} {collection} {prefix}", scope.id().as_str());
-    let limit = page.limit()?;
+    let limit = u32::try_from(page.limit()?).unwrap_or(u32::MAX);
     let after = page.after_text(&door, &place)?;
     let mut effects = door.shard.begin(&scope);
-    let (entries, more) = kv::after(&mut effects, &collection, &prefix, after.as_deref(), limit).await?;
-    let next = next(&door, &place, entries.last().map(|entry| entry.key.as_bytes()), more);
+    let found = kv::list(&mut effects, &collection, &prefix, after.as_deref(), limit).await?;
+    let next = next(&door, &place, found.cursor.as_deref().map(str::as_bytes), found.cursor.is_some());
     let item = |entry: kv::Entry| Item { key: entry.key, version: entry.version, size: entry.value.len() as u64 };
-    Ok(List { data: entries.into_iter().map(item).collect(), next })
+    Ok(List { data: found.entries.into_iter().map(item).collect(), next })
 }
 
 /// An entry's bytes.

@@ -1,5 +1,7 @@
 //! The tenant's rate limits, and counting by them.
 
+use std::sync::OnceLock;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -81,12 +83,14 @@ pub(super) async fn put(State(door): State<Door>, change: Change) -> Response {
 pub(super) async fn check(State(door): State<Door>, change: Change) -> Result<Response> {
     let take: Take = change.json()?;
     // Counted once, also if the transaction around the stored answer runs again.
-    let counted = tokio::sync::OnceCell::new();
+    let counted = OnceLock::new();
     Ok(change
         .commit(async |effects| {
-            let count = || door.limits.check(effects, &take.limit, &take.key, take.cost.unwrap_or(1));
-            let decision: &Decision = counted.get_or_try_init(count).await?;
-            json(StatusCode::OK, &DecisionView::from(decision.clone()))
+            if counted.get().is_none() {
+                let decision = door.limits.check(effects, &take.limit, &take.key, take.cost.unwrap_or(1)).await?;
+                let _ = counted.set(DecisionView::from(decision));
+            }
+            json(StatusCode::OK, &counted.get())
         })
         .await)
 }

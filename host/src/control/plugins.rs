@@ -105,29 +105,29 @@ fn invalid(code: &'static str, message: impl Into<std::borrow::Cow<'static, str>
 pub(super) async fn upload(State(door): State<Door>, Path((_, name)): Path<(String, String)>, request: Request) -> Result<Response> {
     let change = Change::read(request, &door, |scope| scope.plan().component_bytes).await?;
     let (scope, bytes) = (change.scope.clone(), change.body.clone());
-    let inspection = door.engine.inspect(&bytes)?;
+    // Checked and compiled first: a version row never names a component that cannot run.
+    let inspection = door.engine.accept(&scope, bytes.clone()).await?;
     let manifest = Manifest::from_component(&bytes).map_err(|error| invalid("manifest_invalid", error.to_string()))?;
     if manifest.name != name {
         return Err(invalid("name_mismatch", "the plugin's name in its manifest is not the one in the path"));
     }
     for (declared, trigger) in [(manifest.http.is_some(), "http"), (!manifest.webhooks.is_empty(), "webhook")] {
-        if declared && !inspection.triggers.iter().any(|exported| exported == trigger) {
+        if declared && !inspection.triggers.iter().any(|exported| *exported == trigger) {
             return Err(invalid("trigger_missing", format!("the manifest declares {trigger}, and the component does not export {trigger}-trigger; add it to chalet_sdk::export!")));
         }
     }
     let new = Version {
         plugin: name,
         version: manifest.version.to_string(),
-        digest: inspection.digest,
+        digest: inspection.digest.to_string(),
         size: bytes.len() as u64,
-        handles: inspection.triggers,
+        handles: inspection.triggers.iter().map(|&trigger| trigger.to_owned()).collect(),
         imports: inspection.imports,
         held: Vec::new(),
         uploaded_at_ms: 0,
         manifest: serde_json::to_value(&manifest).map_err(Error::internal)?,
     };
-    // Bytes first: a version row never names a component that is not there and does not compile.
-    door.engine.compile(&scope, &new.digest, bytes.clone()).await?;
+    // Bytes first: a version row never names a component that is not there.
     components::store(&door.db, &scope, &new.digest, &bytes, door.shard.clock().now_ms()).await?;
     Ok(change
         .commit(async |effects| match plugins::store(effects, &manifest, new.clone()).await? {

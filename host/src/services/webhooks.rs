@@ -10,6 +10,7 @@ pub use self::verify::{Algorithm, Encoding, Generic, TOLERANCE_S, Verified, keys
 
 use crate::effects::{Effects, Key, Space};
 use crate::kernel::error::{Error, Kind, Result};
+use crate::services::plugins::manifest;
 use crate::services::secrets;
 
 /// One row a source: the key is its name, the value this file's JSON.
@@ -50,6 +51,30 @@ pub struct Source {
     /// How the signature is made; for the scheme `hmac`, and only there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hmac: Option<Generic>,
+}
+
+impl From<&manifest::Webhook> for Source {
+    /// What a manifest says: its `hmac` is an HMAC-SHA-256 of the body in hexadecimal in `X-Signature`.
+    fn from(webhook: &manifest::Webhook) -> Self {
+        let verify = match webhook.verify {
+            manifest::Verify::Stripe => Scheme::Stripe,
+            manifest::Verify::Github => Scheme::Github,
+            manifest::Verify::Shopify => Scheme::Shopify,
+            manifest::Verify::Slack => Scheme::Slack,
+            manifest::Verify::StandardWebhooks => Scheme::StandardWebhooks,
+            manifest::Verify::Hmac => Scheme::Hmac,
+        };
+        let hmac = (verify == Scheme::Hmac).then(|| Generic {
+            header: "x-signature".into(),
+            algorithm: Algorithm::default(),
+            encoding: Encoding::default(),
+            prefix: String::new(),
+            id_header: None,
+            event_header: None,
+            timestamp_header: None,
+        });
+        Self { verify, secret: webhook.secret.clone(), hmac }
+    }
 }
 
 impl Source {
