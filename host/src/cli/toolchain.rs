@@ -135,7 +135,9 @@ pub fn status() -> Status {
         return Status::Ready(toolchain);
     }
     match Debian::here() {
-        Ok(_) => Status::Preparable("from the distribution's packages at the first build: 140 MB, about two minutes".to_owned()),
+        Ok(_) => Status::Preparable(
+            "from the distribution's packages at the first build: 140 MB, about two minutes".to_owned(),
+        ),
         Err(reason) => Status::Missing(remedies(&[format!("distribution packages: {reason}")])),
     }
 }
@@ -183,7 +185,8 @@ fn rustup_allowed() -> bool {
 }
 
 fn works(program: &str, argument: &str) -> bool {
-    let status = Command::new(program).arg(argument).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let status =
+        Command::new(program).arg(argument).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }
 
@@ -345,7 +348,8 @@ impl Debian {
         say("downloading packages");
         let mut download = vec!["download".to_owned()];
         download.extend(
-            ["rustc-web", "rust-web-src", "libstd-rust-web-dev", standard.as_str()].map(|name| format!("{name}={version}")),
+            ["rustc-web", "rust-web-src", "libstd-rust-web-dev", standard.as_str()]
+                .map(|name| format!("{name}={version}")),
         );
         download.push(llvm.clone());
         apt.get(&download, &debs)?;
@@ -424,10 +428,13 @@ impl Debian {
         let to = bin(&prefix.join("usr"));
         let gcc_ld = to.join("gcc-ld");
         fs::create_dir_all(&gcc_ld).map_err(|error| ToolchainError(format!("{}: {error}", gcc_ld.display())))?;
-        let sysroot = run(Command::new("rustc").args(["--print", "sysroot"])).map(|output| stdout(&output)).unwrap_or_default();
+        let sysroot =
+            run(Command::new("rustc").args(["--print", "sysroot"])).map(|output| stdout(&output)).unwrap_or_default();
         let from = bin(Path::new(&sysroot));
         let copy = |name: &str| {
-            fs::copy(from.join(name), to.join(name)).map(drop).map_err(|error| ToolchainError(format!("{name}: {error}")))
+            fs::copy(from.join(name), to.join(name))
+                .map(drop)
+                .map_err(|error| ToolchainError(format!("{name}: {error}")))
         };
         if !from.join(LINKER).exists() {
             return fail(format!("the rustc in use brings no {LINKER} along; install Rust from https://rustup.rs"));
@@ -477,7 +484,9 @@ impl Debian {
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", flags)
             .env("CARGO_TARGET_DIR", &target);
-        for variable in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN", "CARGO_BUILD_TARGET"] {
+        for variable in
+            ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN", "CARGO_BUILD_TARGET"]
+        {
             cargo.env_remove(variable);
         }
         run(&mut cargo)?;
@@ -498,8 +507,10 @@ impl Debian {
 impl Apt {
     /// The version of rustc-web that would be downloaded, if it is new enough.
     fn candidate(&self) -> Result<Option<String>> {
-        let output = run(Command::new("apt-cache").args(&self.options).args(["policy", "rustc-web"]).env("LC_ALL", "C"))?;
-        let version = stdout(&output).lines().find_map(|line| line.trim().strip_prefix("Candidate: ").map(str::to_owned));
+        let output =
+            run(Command::new("apt-cache").args(&self.options).args(["policy", "rustc-web"]).env("LC_ALL", "C"))?;
+        let version =
+            stdout(&output).lines().find_map(|line| line.trim().strip_prefix("Candidate: ").map(str::to_owned));
         Ok(version.filter(|version| new_enough(version)))
     }
 
@@ -509,10 +520,11 @@ impl Apt {
         let output = run(Command::new("apt-cache").args(&self.options).args(["show", &wanted]).env("LC_ALL", "C"))?;
         let text = stdout(&output);
         let depends = text.lines().find_map(|line| line.strip_prefix("Depends:")).unwrap_or_default();
-        let name = depends
-            .split([',', '|', ' '])
-            .find(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit())));
-        name.map(str::to_owned).ok_or_else(|| ToolchainError(format!("{wanted} needs no {prefix}N; Debian changed its packages")))
+        let name = depends.split([',', '|', ' ']).find(|name| {
+            name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+        });
+        name.map(str::to_owned)
+            .ok_or_else(|| ToolchainError(format!("{wanted} needs no {prefix}N; Debian changed its packages")))
     }
 
     fn get(&self, arguments: &[String], directory: &Path) -> Result<()> {
@@ -534,8 +546,13 @@ fn new_enough(version: &str) -> bool {
 
 fn unpack(deb: &Path, prefix: &Path, select: &[&str]) -> Result<()> {
     let failed = |error: std::io::Error| ToolchainError(format!("{}: {error}", deb.display()));
-    let mut archive =
-        Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(failed)?;
+    let mut archive = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(deb)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
     let bytes = archive.stdout.take().expect("it was asked for");
     let unpacked = run(Command::new("tar").arg("-x").arg("-C").arg(prefix).args(select).stdin(bytes));
     // tar reads to the end of what it was given, so that dpkg-deb ends.
