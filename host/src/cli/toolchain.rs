@@ -1,8 +1,8 @@
 //! Finds a way to compile guests on this machine, and prepares one where there is none.
 //!
-//! In this order: the compiler in use has the target's standard library; `rustup target add`, unless
-//! `CHALET_RUSTUP=never`; a compiler that an earlier run prepared in the cache folder; on Debian and Ubuntu, one that is
-//! prepared there now from the distribution's packages, with the standard library built once. Nothing is installed
+//! In this order: the compiler in use has the target's standard library; a compiler that an earlier run prepared in the
+//! cache folder, which it did because rustup could not help; `rustup target add`, unless `CHALET_RUSTUP=never`; on Debian
+//! and Ubuntu, a compiler that is prepared now from the distribution's packages, with the standard library built once. Nothing is installed
 //! system-wide and no root is needed: the packages are downloaded and unpacked below the cache folder, which two runs
 //! never prepare at once and which another run sees whole or not at all.
 //!
@@ -102,6 +102,9 @@ pub fn find(directory: &Path) -> Result<Toolchain> {
     if let Some(toolchain) = installed(directory) {
         return Ok(toolchain);
     }
+    if let Some(toolchain) = cache_folder().ok().and_then(|cache| prepared(&cache)) {
+        return Ok(toolchain);
+    }
     let mut reasons = Vec::new();
     if rustup_allowed() {
         match add_by_rustup(directory) {
@@ -111,7 +114,7 @@ pub fn find(directory: &Path) -> Result<Toolchain> {
     } else {
         reasons.push("rustup: turned off by CHALET_RUSTUP=never or RUSTC".to_owned());
     }
-    match prepared_or_prepare() {
+    match prepare() {
         Ok(toolchain) => Ok(toolchain),
         Err(reason) => {
             reasons.push(format!("distribution packages: {reason}"));
@@ -126,13 +129,11 @@ pub fn status() -> Status {
     if let Some(toolchain) = installed(here) {
         return Status::Ready(toolchain);
     }
-    let prepared = cache_folder().ok().and_then(|cache| prepared(&cache));
-    // An ordinary build asks rustup before it looks at what is prepared, and so does this.
+    if let Some(toolchain) = cache_folder().ok().and_then(|cache| prepared(&cache)) {
+        return Status::Ready(toolchain);
+    }
     if rustup_allowed() && works("rustup", "--version") {
         return Status::Preparable(format!("`rustup target add {TARGET}` at the first build, some seconds"));
-    }
-    if let Some(toolchain) = prepared {
-        return Status::Ready(toolchain);
     }
     match Debian::here() {
         Ok(_) => Status::Preparable(
@@ -256,11 +257,9 @@ fn prepared(cache: &Path) -> Option<Toolchain> {
     Some(Toolchain { rustc: Some(rustc), way: Way::Prepared, version })
 }
 
-fn prepared_or_prepare() -> Result<Toolchain> {
+/// Prepare a compiler in the cache folder, or wait for the run that does.
+fn prepare() -> Result<Toolchain> {
     let cache = cache_folder()?;
-    if let Some(toolchain) = prepared(&cache) {
-        return Ok(toolchain);
-    }
     let debian = Debian::here()?;
     let io = |error: std::io::Error| ToolchainError(format!("{}: {error}", cache.display()));
     fs::create_dir_all(&cache).map_err(io)?;
