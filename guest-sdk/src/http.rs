@@ -86,9 +86,7 @@ impl Request {
 
     /// A POST request with a JSON body, as a test makes one.
     pub fn post<T: Serialize + ?Sized>(path: &str, body: &T) -> Result<Self> {
-        Ok(Self::new("POST", path)
-            .with_header("content-type", "application/json")
-            .with_body(serde_json::to_vec(body)?))
+        Ok(Self::new("POST", path).with_header("content-type", "application/json").with_body(serde_json::to_vec(body)?))
     }
 
     /// The same request with one more header.
@@ -276,13 +274,7 @@ pub struct Call {
 impl Call {
     /// A call of an absolute `https` URL without a user name in it.
     pub fn new(method: impl Into<String>, url: impl Into<String>) -> Self {
-        Self {
-            method: method.into(),
-            url: url.into(),
-            headers: Headers::default(),
-            body: Vec::new(),
-            timeout_ms: None,
-        }
+        Self { method: method.into(), url: url.into(), headers: Headers::default(), body: Vec::new(), timeout_ms: None }
     }
 
     /// The same call with this header, replacing one of the same name.

@@ -132,18 +132,22 @@ macro_rules! __export_trigger {
         #[cfg(target_family = "wasm")]
         const _: () = {
             type Exported = $crate::__private::Exported<$plugin>;
-            $crate::__private::export_http!(Exported with_types_in $crate::__private::http_plugin);
+    $crate::__private::export_http!(Exported with_types_in $crate::__private::http_plugin);
         };
     };
     ($plugin:ty, webhook) => {
         #[cfg(target_family = "wasm")]
         const _: () = {
             type Exported = $crate::__private::Exported<$plugin>;
-            $crate::__private::export_webhook!(Exported with_types_in $crate::__private::webhook_plugin);
+    $crate::__private::export_webhook!(Exported with_types_in $crate::__private::webhook_plugin);
         };
     };
     ($plugin:ty, $other:ident) => {
-        ::core::compile_error!(::core::concat!("there is no trigger `", ::core::stringify!($other), "`; the triggers are http and webhook"));
+        ::core::compile_error!(::core::concat!(
+            "there is no trigger `",
+            ::core::stringify!($other),
+            "`; the triggers are http and webhook"
+        ));
     };
 }
 

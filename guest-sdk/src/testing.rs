@@ -154,7 +154,8 @@ impl Host {
     /// # Errors
     /// What the handler returned, or [`Error::Invalid`](crate::Error::Invalid) if the commit was refused.
     pub fn http<P: Plugin>(&self, mut request: Request) -> Result<Response> {
-        let route = self.state.borrow().manifest.as_ref().map(|manifest| manifest.route(&request.method, &request.path));
+        let route =
+            self.state.borrow().manifest.as_ref().map(|manifest| manifest.route(&request.method, &request.path));
         match route {
             Some(None) => return Ok(Response::not_found()),
             Some(Some((route, params))) => {

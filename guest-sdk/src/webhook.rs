@@ -18,13 +18,7 @@ pub struct Delivery {
 impl Delivery {
     /// A delivery, as a test makes one.
     pub fn new(source: impl Into<String>, id: impl Into<String>, body: impl Into<Vec<u8>>) -> Self {
-        Self {
-            source: source.into(),
-            id: id.into(),
-            event_type: None,
-            headers: Headers::default(),
-            body: body.into(),
-        }
+        Self { source: source.into(), id: id.into(), event_type: None, headers: Headers::default(), body: body.into() }
     }
 
     /// The same delivery with the provider's name of the event.

@@ -153,7 +153,9 @@ pub(crate) fn meter_record(meter: &str, value: &str, dimensions: &[(&str, &str)]
 /// Digits with at most one point between them: no sign, no exponent, at most 28 significant digits.
 fn decimal(text: &str) -> Result<Decimal> {
     let invalid = || {
-        Error::Invalid(format!("a metered value is a decimal such as 1 or 0.25, not negative, of at most {DIGITS} digits"))
+        Error::Invalid(format!(
+            "a metered value is a decimal such as 1 or 0.25, not negative, of at most {DIGITS} digits"
+        ))
     };
     let (whole, fraction) = match text.split_once('.') {
         Some((whole, fraction)) if !fraction.is_empty() => (whole, fraction),
@@ -181,9 +183,7 @@ pub(crate) fn limit_check(limit: &str, key: &str, cost: u32) -> Result<Decision>
 }
 
 pub(crate) fn flag_evaluate(flag: &str, context: &str) -> Result<(Option<String>, Option<String>, String)> {
-    with_grant(Grant::Flag, flag, |running| {
-        running.host.state.borrow().flags.evaluate(flag, context, running.now_ms)
-    })
+    with_grant(Grant::Flag, flag, |running| running.host.state.borrow().flags.evaluate(flag, context, running.now_ms))
 }
 
 pub(crate) fn secret_get(name: &str) -> Result<Vec<u8>> {

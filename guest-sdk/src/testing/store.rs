@@ -118,7 +118,10 @@ impl Store {
 
 #[derive(Debug, Clone)]
 enum Change {
-    Put { value: Value, expires_ms: Option<u64> },
+    Put {
+        value: Value,
+        expires_ms: Option<u64>,
+    },
     Delete,
     /// To a counter that this invocation has not read.
     Add(i64),
@@ -222,11 +225,7 @@ impl Staged {
         Ok(page)
     }
 
-    pub(super) fn increment(
-        &mut self,
-        (collection, key): (&str, &str),
-        delta: i64,
-    ) -> Result<()> {
+    pub(super) fn increment(&mut self, (collection, key): (&str, &str), delta: i64) -> Result<()> {
         check_place(collection, key)?;
         let overflow = || overflow(collection, key);
         let change = match self.changes.get(&(collection.to_owned(), key.to_owned())) {

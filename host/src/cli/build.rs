@@ -82,7 +82,9 @@ impl fmt::Display for BuildError {
         match self {
             BuildError::Toolchain(error) => error.fmt(f),
             BuildError::Manifest(error) => error.fmt(f),
-            BuildError::NoPlugin(reason) | BuildError::Compile(reason) | BuildError::File(reason) => f.write_str(reason),
+            BuildError::NoPlugin(reason) | BuildError::Compile(reason) | BuildError::File(reason) => {
+                f.write_str(reason)
+            }
         }
     }
 }
@@ -99,7 +101,8 @@ type Result<T, E = BuildError> = std::result::Result<T, E>;
 /// # Errors
 /// One [`BuildError`]; an older component stays as it was.
 pub fn build(path: &Path, options: &Options) -> Result<Built> {
-    let folder = fs::canonicalize(path).map_err(|error| BuildError::NoPlugin(format!("{}: {error}", path.display())))?;
+    let folder =
+        fs::canonicalize(path).map_err(|error| BuildError::NoPlugin(format!("{}: {error}", path.display())))?;
     let manifest = read_manifest(&folder)?;
     let workspace = Workspace::at(&folder)?;
     let Some(member) = workspace.members.iter().find(|member| member.folder == folder) else {
@@ -115,7 +118,8 @@ pub fn build(path: &Path, options: &Options) -> Result<Built> {
 /// # Errors
 /// One [`BuildError`]; also if there is no such member, or an output is named, which could hold only one of them.
 pub fn build_all(path: &Path, options: &Options) -> Result<Vec<Built>> {
-    let folder = fs::canonicalize(path).map_err(|error| BuildError::NoPlugin(format!("{}: {error}", path.display())))?;
+    let folder =
+        fs::canonicalize(path).map_err(|error| BuildError::NoPlugin(format!("{}: {error}", path.display())))?;
     if options.output.is_some() {
         return Err(BuildError::NoPlugin("one output cannot hold several plugins; name none".to_owned()));
     }
@@ -127,7 +131,10 @@ pub fn build_all(path: &Path, options: &Options) -> Result<Vec<Built>> {
         .map(|member| Ok(Plugin { member, manifest: read_manifest(&member.folder)? }))
         .collect::<Result<Vec<_>>>()?;
     if plugins.is_empty() {
-        return Err(BuildError::NoPlugin(format!("no crate of the workspace at {} has a plugin.toml", folder.display())));
+        return Err(BuildError::NoPlugin(format!(
+            "no crate of the workspace at {} has a plugin.toml",
+            folder.display()
+        )));
     }
     make(&folder, &workspace, plugins, options)
 }
@@ -156,7 +163,8 @@ fn make(folder: &Path, workspace: &Workspace, plugins: Vec<Plugin<'_>>, options:
         let linked = made
             .remove(&member.id)
             .ok_or_else(|| BuildError::Compile(format!("cargo made no .wasm file of {}", member.name)))?;
-        let component = fs::read(&linked).map_err(|error| BuildError::File(format!("{}: {error}", linked.display())))?;
+        let component =
+            fs::read(&linked).map_err(|error| BuildError::File(format!("{}: {error}", linked.display())))?;
         let component = embed(component, &manifest)?;
         let output = match &options.output {
             Some(output) => output.clone(),
@@ -250,7 +258,8 @@ impl Workspace {
             .map_err(|error| BuildError::NoPlugin(format!("cargo metadata is not understood: {error}")))?;
         let member = |package: Package| {
             let folder = fs::canonicalize(package.manifest_path.parent()?).ok()?;
-            let makes_component = package.targets.iter().any(|target| target.crate_types.iter().any(|kind| kind == "cdylib"));
+            let makes_component =
+                package.targets.iter().any(|target| target.crate_types.iter().any(|kind| kind == "cdylib"));
             Some(Member { id: package.id, name: package.name, folder, makes_component })
         };
         let members = metadata.packages.into_iter().filter_map(member).collect();

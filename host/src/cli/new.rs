@@ -89,10 +89,59 @@ fn check_name(name: &str) -> Result<()> {
     }
     // Words that cargo or the language take, or that the scaffold's own crates have.
     const TAKEN: [&str; 54] = [
-        "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn", "else",
-        "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
-        "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "struct", "super", "test", "trait",
-        "true", "try", "type", "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield", "serde",
+        "abstract",
+        "as",
+        "async",
+        "await",
+        "become",
+        "box",
+        "break",
+        "const",
+        "continue",
+        "crate",
+        "do",
+        "dyn",
+        "else",
+        "enum",
+        "extern",
+        "false",
+        "final",
+        "fn",
+        "for",
+        "gen",
+        "if",
+        "impl",
+        "in",
+        "let",
+        "loop",
+        "macro",
+        "match",
+        "mod",
+        "move",
+        "mut",
+        "override",
+        "priv",
+        "pub",
+        "ref",
+        "return",
+        "self",
+        "static",
+        "struct",
+        "super",
+        "test",
+        "trait",
+        "true",
+        "try",
+        "type",
+        "typeof",
+        "unsafe",
+        "unsized",
+        "use",
+        "virtual",
+        "where",
+        "while",
+        "yield",
+        "serde",
         "chalet-sdk",
     ];
     if TAKEN.contains(&name) || ["core", "std", "alloc", "proc-macro"].contains(&name) {
@@ -124,7 +173,11 @@ fn cargo_toml(name: &str, sdk: Option<&Path>, inside_workspace: bool) -> String 
         Some(sdk) => format!("{{ path = {:?} }}", sdk.display().to_string()),
         None => format!("{SDK_VERSION:?}"),
     };
-    let workspace = if inside_workspace { "\n# This crate stands alone, although a workspace is above it.\n[workspace]\n" } else { "" };
+    let workspace = if inside_workspace {
+        "\n# This crate stands alone, although a workspace is above it.\n[workspace]\n"
+    } else {
+        ""
+    };
     format!(
         "[package]\nname = {name:?}\nversion = \"0.1.0\"\nedition = \"2024\"\npublish = false\n\n\
          [lib]\ncrate-type = [\"cdylib\", \"lib\"]\n\n\

@@ -1,8 +1,8 @@
 //! Finds a way to compile guests on this machine, and prepares one where there is none.
 //!
-//! In this order: the compiler in use has the target's standard library; `rustup target add`, unless
-//! `CHALET_RUSTUP=never`; a compiler that an earlier run prepared in the cache folder; on Debian and Ubuntu, one that is
-//! prepared there now from the distribution's packages, with the standard library built once. Nothing is installed
+//! In this order: the compiler in use has the target's standard library; a compiler that an earlier run prepared in the
+//! cache folder, which it did because rustup could not help; `rustup target add`, unless `CHALET_RUSTUP=never`; on Debian
+//! and Ubuntu, a compiler that is prepared now from the distribution's packages, with the standard library built once. Nothing is installed
 //! system-wide and no root is needed: the packages are downloaded and unpacked below the cache folder, which two runs
 //! never prepare at once and which another run sees whole or not at all.
 //!
@@ -102,6 +102,9 @@ pub fn find(directory: &Path) -> Result<Toolchain> {
     if let Some(toolchain) = installed(directory) {
         return Ok(toolchain);
     }
+    if let Some(toolchain) = cache_folder().ok().and_then(|cache| prepared(&cache)) {
+        return Ok(toolchain);
+    }
     let mut reasons = Vec::new();
     if rustup_allowed() {
         match add_by_rustup(directory) {
@@ -111,7 +114,7 @@ pub fn find(directory: &Path) -> Result<Toolchain> {
     } else {
         reasons.push("rustup: turned off by CHALET_RUSTUP=never or RUSTC".to_owned());
     }
-    match prepared_or_prepare() {
+    match prepare() {
         Ok(toolchain) => Ok(toolchain),
         Err(reason) => {
             reasons.push(format!("distribution packages: {reason}"));
@@ -126,16 +129,16 @@ pub fn status() -> Status {
     if let Some(toolchain) = installed(here) {
         return Status::Ready(toolchain);
     }
-    let prepared = cache_folder().ok().and_then(|cache| prepared(&cache));
-    // An ordinary build asks rustup before it looks at what is prepared, and so does this.
+    if let Some(toolchain) = cache_folder().ok().and_then(|cache| prepared(&cache)) {
+        return Status::Ready(toolchain);
+    }
     if rustup_allowed() && works("rustup", "--version") {
         return Status::Preparable(format!("`rustup target add {TARGET}` at the first build, some seconds"));
     }
-    if let Some(toolchain) = prepared {
-        return Status::Ready(toolchain);
-    }
     match Debian::here() {
-        Ok(_) => Status::Preparable("from the distribution's packages at the first build: 140 MB, about two minutes".to_owned()),
+        Ok(_) => Status::Preparable(
+            "from the distribution's packages at the first build: 140 MB, about two minutes".to_owned(),
+        ),
         Err(reason) => Status::Missing(remedies(&[format!("distribution packages: {reason}")])),
     }
 }
@@ -183,7 +186,8 @@ fn rustup_allowed() -> bool {
 }
 
 fn works(program: &str, argument: &str) -> bool {
-    let status = Command::new(program).arg(argument).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let status =
+        Command::new(program).arg(argument).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }
 
@@ -253,11 +257,9 @@ fn prepared(cache: &Path) -> Option<Toolchain> {
     Some(Toolchain { rustc: Some(rustc), way: Way::Prepared, version })
 }
 
-fn prepared_or_prepare() -> Result<Toolchain> {
+/// Prepare a compiler in the cache folder, or wait for the run that does.
+fn prepare() -> Result<Toolchain> {
     let cache = cache_folder()?;
-    if let Some(toolchain) = prepared(&cache) {
-        return Ok(toolchain);
-    }
     let debian = Debian::here()?;
     let io = |error: std::io::Error| ToolchainError(format!("{}: {error}", cache.display()));
     fs::create_dir_all(&cache).map_err(io)?;
@@ -345,7 +347,8 @@ impl Debian {
         say("downloading packages");
         let mut download = vec!["download".to_owned()];
         download.extend(
-            ["rustc-web", "rust-web-src", "libstd-rust-web-dev", standard.as_str()].map(|name| format!("{name}={version}")),
+            ["rustc-web", "rust-web-src", "libstd-rust-web-dev", standard.as_str()]
+                .map(|name| format!("{name}={version}")),
         );
         download.push(llvm.clone());
         apt.get(&download, &debs)?;
@@ -424,10 +427,13 @@ impl Debian {
         let to = bin(&prefix.join("usr"));
         let gcc_ld = to.join("gcc-ld");
         fs::create_dir_all(&gcc_ld).map_err(|error| ToolchainError(format!("{}: {error}", gcc_ld.display())))?;
-        let sysroot = run(Command::new("rustc").args(["--print", "sysroot"])).map(|output| stdout(&output)).unwrap_or_default();
+        let sysroot =
+            run(Command::new("rustc").args(["--print", "sysroot"])).map(|output| stdout(&output)).unwrap_or_default();
         let from = bin(Path::new(&sysroot));
         let copy = |name: &str| {
-            fs::copy(from.join(name), to.join(name)).map(drop).map_err(|error| ToolchainError(format!("{name}: {error}")))
+            fs::copy(from.join(name), to.join(name))
+                .map(drop)
+                .map_err(|error| ToolchainError(format!("{name}: {error}")))
         };
         if !from.join(LINKER).exists() {
             return fail(format!("the rustc in use brings no {LINKER} along; install Rust from https://rustup.rs"));
@@ -477,7 +483,9 @@ impl Debian {
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", flags)
             .env("CARGO_TARGET_DIR", &target);
-        for variable in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN", "CARGO_BUILD_TARGET"] {
+        for variable in
+            ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN", "CARGO_BUILD_TARGET"]
+        {
             cargo.env_remove(variable);
         }
         run(&mut cargo)?;
@@ -498,8 +506,10 @@ impl Debian {
 impl Apt {
     /// The version of rustc-web that would be downloaded, if it is new enough.
     fn candidate(&self) -> Result<Option<String>> {
-        let output = run(Command::new("apt-cache").args(&self.options).args(["policy", "rustc-web"]).env("LC_ALL", "C"))?;
-        let version = stdout(&output).lines().find_map(|line| line.trim().strip_prefix("Candidate: ").map(str::to_owned));
+        let output =
+            run(Command::new("apt-cache").args(&self.options).args(["policy", "rustc-web"]).env("LC_ALL", "C"))?;
+        let version =
+            stdout(&output).lines().find_map(|line| line.trim().strip_prefix("Candidate: ").map(str::to_owned));
         Ok(version.filter(|version| new_enough(version)))
     }
 
@@ -509,10 +519,11 @@ impl Apt {
         let output = run(Command::new("apt-cache").args(&self.options).args(["show", &wanted]).env("LC_ALL", "C"))?;
         let text = stdout(&output);
         let depends = text.lines().find_map(|line| line.strip_prefix("Depends:")).unwrap_or_default();
-        let name = depends
-            .split([',', '|', ' '])
-            .find(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit())));
-        name.map(str::to_owned).ok_or_else(|| ToolchainError(format!("{wanted} needs no {prefix}N; Debian changed its packages")))
+        let name = depends.split([',', '|', ' ']).find(|name| {
+            name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+        });
+        name.map(str::to_owned)
+            .ok_or_else(|| ToolchainError(format!("{wanted} needs no {prefix}N; Debian changed its packages")))
     }
 
     fn get(&self, arguments: &[String], directory: &Path) -> Result<()> {
@@ -534,8 +545,13 @@ fn new_enough(version: &str) -> bool {
 
 fn unpack(deb: &Path, prefix: &Path, select: &[&str]) -> Result<()> {
     let failed = |error: std::io::Error| ToolchainError(format!("{}: {error}", deb.display()));
-    let mut archive =
-        Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(failed)?;
+    let mut archive = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(deb)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
     let bytes = archive.stdout.take().expect("it was asked for");
     let unpacked = run(Command::new("tar").arg("-x").arg("-C").arg(prefix).args(select).stdin(bytes));
     // tar reads to the end of what it was given, so that dpkg-deb ends.

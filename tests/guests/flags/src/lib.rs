@@ -50,7 +50,10 @@ pub fn suite() -> Result<()> {
     assert_eq!(flags::number("size", 0.0, &pro), 2.5);
     assert_eq!(flags::integer("size", 0, &nobody), 1);
     assert_eq!(flags::integer("size", 7, &pro), 7, "2.5 is no whole number");
-    assert_eq!(Value::Object(flags::object("layout", Map::new(), &nobody)), json!({ "columns": 3, "tags": ["a", "b"] }));
+    assert_eq!(
+        Value::Object(flags::object("layout", Map::new(), &nobody)),
+        json!({ "columns": 3, "tags": ["a", "b"] })
+    );
 
     let off = flags::evaluate("off", &nobody)?;
     assert_eq!((off.value, off.reason.as_str()), (None, "DISABLED"));

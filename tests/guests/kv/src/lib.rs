@@ -181,9 +181,8 @@ fn apply(op: Op) -> Result<Value> {
         Op::Counter { collection, key } => json!({ "value": kv::counter(&collection, &key)? }),
         Op::List { collection, prefix, cursor, limit } => {
             let page = kv::list(&collection, &prefix, cursor.as_deref(), limit.unwrap_or(1_000))?;
-            let entry = |entry: kv::Entry| {
-                json!({ "key": entry.key, "value": shown(&entry.value), "version": entry.version })
-            };
+            let entry =
+                |entry: kv::Entry| json!({ "key": entry.key, "value": shown(&entry.value), "version": entry.version });
             json!({ "entries": page.entries.into_iter().map(entry).collect::<Vec<_>>(), "cursor": page.cursor })
         }
         Op::Sum { collection, prefix } => {

@@ -127,7 +127,8 @@ fn lists_are_ordered_and_paged() -> Result<()> {
 }
 
 fn arguments_are_checked() -> Result<()> {
-    let invalid = |result: Result<()>, what: &str| assert!(matches!(result, Err(Error::Invalid(_))), "{what}: {result:?}");
+    let invalid =
+        |result: Result<()>, what: &str| assert!(matches!(result, Err(Error::Invalid(_))), "{what}: {result:?}");
     invalid(kv::put(C, "", &1), "an empty key");
     invalid(kv::put(C, &"k".repeat(513), &1), "a key of 513 bytes");
     invalid(kv::put(C, "nul\0", &1), "a key with NUL in it");

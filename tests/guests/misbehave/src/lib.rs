@@ -53,7 +53,7 @@ pub fn misbehave(what: &str) -> Result<Response> {
                 kept.push(black_box(vec![1_u8; 1 << 20]));
             }
         }
-        "alloc-at-once" => Ok(Response::text(black_box(vec![1_u8; 3 << 30]).len().to_string())),
+        "alloc-at-once" => Ok(Response::text(black_box(vec![1_u8; 1 << 30]).len().to_string())),
         "recursion" => Ok(Response::text(recurse(1).to_string())),
         "panic" => panic!("as the path wants"),
         "unreachable" => trap(),

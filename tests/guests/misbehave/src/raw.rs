@@ -2,8 +2,8 @@
 //!
 //! The canonical ABI makes each of them a trap; the host itself must never read outside the guest's memory.
 
-use chalet_sdk::http::Response;
 use chalet_sdk::Result;
+use chalet_sdk::http::Response;
 
 #[link(wasm_import_module = "chalet:platform/log@0.1.0")]
 unsafe extern "C" {
