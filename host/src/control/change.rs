@@ -2,19 +2,22 @@
 //! answer to its idempotency key is stored.
 
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::control::{Caller, Tenant};
-use crate::effects::{Effects, Tag};
+use crate::effects::{Effects, Verdict};
 use crate::gateway::Door;
 use crate::gateway::plugin::read_body;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
-use crate::services::idempotency::{self, Answer, Cause};
+use crate::services::idempotency::{self, Answer, Cause, Claim};
+
+/// Runs before a conflict is reported.
+const RUNS: u32 = 16;
 
 /// A change that is asked for.
 pub(super) struct Change {
@@ -23,6 +26,9 @@ pub(super) struct Change {
     pub headers: HeaderMap,
     pub body: Bytes,
     cause: Option<Cause>,
+    claim: Option<Claim>,
+    versioned: bool,
+    runs: u32,
 }
 
 impl FromRequest<Door> for Change {
@@ -41,7 +47,7 @@ impl Change {
         let Caller(caller) = Caller::from_request_parts(&mut parts, door).await?;
         let body = read_body(body, limit(&scope)).await?;
         let cause = cause(&parts, &caller.key, &body)?;
-        Ok(Self { door: door.clone(), scope, headers: parts.headers, body, cause })
+        Ok(Self { door: door.clone(), scope, headers: parts.headers, body, cause, claim: None, versioned: false, runs: 0 })
     }
 
     /// The body as JSON of this shape.
@@ -54,61 +60,93 @@ impl Change {
         self.cause.as_ref().map(|cause| cause.digest().to_vec())
     }
 
-    /// Do it in one transaction with its stored answer, and answer when it is durable.
-    pub(super) async fn commit(self, run: impl AsyncFn(&mut Effects) -> Result<Answer>) -> Response {
-        self.commit_as(run, |response, _| response).await
+    /// The answer's ETag is to be the version that the commit gives the rows.
+    pub(super) fn versioned(mut self) -> Self {
+        self.versioned = true;
+        self
     }
 
-    /// The same; the answer's ETag is the version that the commit gave the row.
-    pub(super) async fn commit_versioned(self, run: impl AsyncFn(&mut Effects) -> Result<Answer>) -> Response {
-        self.commit_as(run, |mut response, version| {
-            if let Ok(value) = format!("\"{version}\"").parse() {
-                response.headers_mut().insert(header::ETAG, value);
-            }
-            response
-        })
-        .await
-    }
-
-    async fn commit_as(
-        self,
-        run: impl AsyncFn(&mut Effects) -> Result<Answer>,
-        finish: impl Fn(Response, u64) -> Response,
-    ) -> Response {
+    /// Begin a run of the transaction; or the answer, if there is one without running. See [`commit!`].
+    pub(super) async fn begin(&mut self) -> Result<Effects, Response> {
         let door = &self.door;
-        let _claim = match &self.cause {
-            None => None,
-            Some(cause) => match door.idempotency.claim(&self.scope, cause) {
-                Ok(claim) => Some(claim),
-                Err(error) => return error.into_response(),
+        if let (None, Some(cause)) = (&self.claim, &self.cause) {
+            self.claim = Some(door.idempotency.claim(&self.scope, cause).map_err(IntoResponse::into_response)?);
+        }
+        let mut effects = door.shard.begin(&self.scope);
+        if let Some(cause) = &self.cause {
+            match door.idempotency.find_versioned(&mut effects, cause).await {
+                Ok(None) => {}
+                Ok(Some((answer, version))) => {
+                    let mut response = self.rendered(answer, version);
+                    response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+                    return Err(response);
+                }
+                Err(error) => return Err(error.into_response()),
+            }
+        }
+        Ok(effects)
+    }
+
+    /// End a run: store its answer, commit, and answer when that is durable. None means to run again.
+    pub(super) async fn end(&mut self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
+        self.runs += 1;
+        let staged = match answer {
+            _ if effects.stale().is_some() => return self.again(),
+            Err(error) => Err(error),
+            Ok(answer) => match &self.cause {
+                None => Ok(answer),
+                Some(cause) => self.door.idempotency.store(&mut effects, cause, &answer).map(|()| answer),
             },
         };
-        let done = door
-            .shard
-            .transact_tagged(&self.scope, async |effects| {
-                if let Some(cause) = &self.cause
-                    && let Some((answer, version)) = door.idempotency.find_versioned(effects, cause).await?
-                {
-                    return Ok((answer, Some(version)));
-                }
-                let answer = run(effects).await?;
-                if let Some(cause) = &self.cause {
-                    door.idempotency.store(effects, cause, &answer)?;
-                }
-                Ok((answer, None))
-            })
-            .await;
-        match done {
-            Err(error) => error.into_response(),
-            Ok(((answer, Some(version)), _)) => {
-                let mut response = finish(rendered(answer), version);
-                response.headers_mut().insert("idempotent-replayed", axum::http::HeaderValue::from_static("true"));
-                response
-            }
-            Ok(((answer, None), tag)) => finish(rendered(answer), tag.map_or(0, |tag: Tag| tag.seq)),
+        let answer = match staged {
+            Ok(answer) => answer,
+            Err(error) => return Some(error.into_response()),
+        };
+        if effects.is_empty() {
+            return Some(self.rendered(answer, 0));
+        }
+        match self.door.shard.commit(effects.into_set(None, None)).await {
+            Ok(Verdict::Committed { tag }) => Some(self.rendered(answer, tag.seq)),
+            Ok(Verdict::Conflict { .. }) => self.again(),
+            Ok(Verdict::Refused(error)) | Err(error) => Some(error.into_response()),
         }
     }
+
+    fn again(&self) -> Option<Response> {
+        let conflict = || Error::new(Kind::Conflict, "conflict", "others kept changing the same data; try again");
+        (self.runs >= RUNS).then(|| conflict().into_response())
+    }
+
+    fn rendered(&self, answer: Answer, version: u64) -> Response {
+        let mut response = rendered(answer);
+        if self.versioned
+            && let Ok(value) = HeaderValue::try_from(format!("\"{version}\""))
+        {
+            response.headers_mut().insert(header::ETAG, value);
+        }
+        response
+    }
 }
+
+/// Run a block in a change's transaction, with its effects, until it is committed or refused; the response.
+/// The block may run several times.
+macro_rules! commit {
+    ($change:expr, |$effects:ident| $run:expr) => {{
+        let mut change = $change;
+        loop {
+            let mut begun = match change.begin().await {
+                Ok(effects) => effects,
+                Err(answered) => break answered,
+            };
+            let $effects = &mut begun;
+            let answer: $crate::kernel::error::Result<$crate::services::idempotency::Answer> = async { $run }.await;
+            if let Some(response) = change.end(begun, answer).await {
+                break response;
+            }
+        }
+    }};
+}
+pub(super) use commit;
 
 /// The cause that the `Idempotency-Key` header names, for this caller on this route.
 pub(super) fn cause(parts: &axum::http::request::Parts, caller: &str, body: &[u8]) -> Result<Option<Cause>> {

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use crate::control::change::{Change, json};
+use crate::control::change::{commit, Change, json};
 use crate::control::page::{List, Page, next};
 use crate::control::{Caller, Tenant};
 use crate::gateway::Door;
@@ -61,12 +61,10 @@ pub(super) async fn create(State(door): State<Door>, Caller(caller): Caller, cha
     // The same seed over re-runs and repetitions makes the same key, so that none is made that nobody has.
     let seed = change.seed().unwrap_or_else(|| rand::random::<[u8; 32]>().to_vec());
     let scope = change.scope.clone();
-    Ok(change
-        .commit(async |_| {
+    Ok(commit!(change, |_effects| {
             let minted = door.keys.create(Some(&scope), &new.name, &new.scopes, Some(&seed)).await?;
             json(StatusCode::CREATED, &KeyView::of(minted.listed, Some(minted.key)))
-        })
-        .await)
+        }))
 }
 
 /// The tenant's keys, without their secrets.

@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
 use crate::control::Tenant;
-use crate::control::change::{Change, empty, precondition};
+use crate::control::change::{commit, Change, empty, precondition};
 use crate::control::page::{List, Page, next};
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
@@ -107,14 +107,12 @@ pub(super) async fn put(
     change: Change,
 ) -> Response {
     let (headers, body) = (change.headers.clone(), change.body.clone());
-    change
-        .commit_versioned(async |effects| {
+    commit!(change.versioned(), |effects| {
             let old = kv::get(effects, &collection, &key).await?;
             precondition(&headers, old.as_ref().map_or(0, |entry| entry.version))?;
             kv::put(effects, &collection, &key, body.clone(), lifetime.ttl_ms, None).await?;
             Ok(empty(if old.is_some() { StatusCode::NO_CONTENT } else { StatusCode::CREATED }))
         })
-        .await
 }
 
 /// Remove an entry. `If-Match` demands a version.
@@ -123,8 +121,7 @@ pub(super) async fn put(
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(Path((_, collection, key)): Path<(String, String, String)>, change: Change) -> Response {
     let headers = change.headers.clone();
-    change
-        .commit(async |effects| {
+    commit!(change, |effects| {
             let old = kv::get(effects, &collection, &key).await?;
             precondition(&headers, old.as_ref().map_or(0, |entry| entry.version))?;
             if !kv::delete(effects, &collection, &key, None).await? {
@@ -132,5 +129,4 @@ pub(super) async fn delete(Path((_, collection, key)): Path<(String, String, Str
             }
             Ok(empty(StatusCode::NO_CONTENT))
         })
-        .await
 }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use crate::control::Tenant;
-use crate::control::change::{Change, json, precondition};
+use crate::control::change::{commit, Change, json, precondition};
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
 use crate::kernel::error::{Error, Result};
@@ -68,13 +68,11 @@ pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Resu
     responses((status = 200, body = Document), (status = "default", body = Problem)))]
 pub(super) async fn put(State(door): State<Door>, change: Change) -> Response {
     let (headers, body) = (change.headers.clone(), change.body.clone());
-    change
-        .commit_versioned(async |effects| {
+    commit!(change.versioned(), |effects| {
             let (_, version) = door.limits.get(effects).await?;
             precondition(&headers, version)?;
             json(StatusCode::OK, &door.limits.put(effects, &body)?)
         })
-        .await
 }
 
 /// Count by a limit. The count is taken at once and is not repeated for the same `Idempotency-Key`.
@@ -84,13 +82,11 @@ pub(super) async fn check(State(door): State<Door>, change: Change) -> Result<Re
     let take: Take = change.json()?;
     // Counted once, also if the transaction around the stored answer runs again.
     let counted = OnceLock::new();
-    Ok(change
-        .commit(async |effects| {
+    Ok(commit!(change, |effects| {
             if counted.get().is_none() {
                 let decision = door.limits.check(effects, &take.limit, &take.key, take.cost.unwrap_or(1)).await?;
                 let _ = counted.set(DecisionView::from(decision));
             }
             json(StatusCode::OK, &counted.get())
-        })
-        .await)
+        }))
 }

@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
 use crate::control::Tenant;
-use crate::control::change::{Change, empty, json};
+use crate::control::change::{commit, Change, empty, json};
 use crate::control::page::{List, Page, next};
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
@@ -129,12 +129,10 @@ pub(super) async fn upload(State(door): State<Door>, Path((_, name)): Path<(Stri
     };
     // Bytes first: a version row never names a component that is not there.
     components::store(&door.db, &scope, &new.digest, &bytes, door.shard.clock().now_ms()).await?;
-    Ok(change
-        .commit(async |effects| match plugins::store(effects, &manifest, new.clone()).await? {
+    Ok(commit!(change, |effects| match plugins::store(effects, &manifest, new.clone()).await? {
             Stored::New(version) => json(StatusCode::CREATED, &VersionView::of(version)),
             Stored::Same(version) => json(StatusCode::OK, &VersionView::of(version)),
-        })
-        .await)
+        }))
 }
 
 /// The tenant's plugins, by name.
@@ -159,12 +157,10 @@ pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant, Path((_
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/plugins/{plugin}", tag = "plugins", params(("tenant" = String, Path), ("plugin" = String, Path)),
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(Path((_, plugin)): Path<(String, String)>, change: Change) -> Response {
-    change
-        .commit(async |effects| {
+    commit!(change, |effects| {
             plugins::delete(effects, &plugin).await?;
             Ok(empty(StatusCode::NO_CONTENT))
         })
-        .await
 }
 
 /// A plugin's versions.
@@ -188,7 +184,7 @@ pub(super) async fn versions(
     params(("tenant" = String, Path), ("plugin" = String, Path), ("version" = String, Path)),
     responses((status = 200, body = VersionView), (status = "default", body = Problem)))]
 pub(super) async fn approve(Path((_, plugin, version)): Path<(String, String, String)>, change: Change) -> Response {
-    change.commit(async |effects| json(StatusCode::OK, &VersionView::of(plugins::approve(effects, &plugin, &version).await?))).await
+    commit!(change, |effects| json(StatusCode::OK, &VersionView::of(plugins::approve(effects, &plugin, &version).await?)))
 }
 
 /// Give a version a share of the traffic.
@@ -197,16 +193,14 @@ pub(super) async fn approve(Path((_, plugin, version)): Path<(String, String, St
 pub(super) async fn release(Path((_, plugin)): Path<(String, String)>, change: Change) -> Result<Response> {
     let new: NewRelease = change.json()?;
     let percent = new.percent.unwrap_or(100);
-    Ok(change
-        .commit(async |effects| {
+    Ok(commit!(change, |effects| {
             json(StatusCode::OK, &PluginView::of(plugins::release(effects, &plugin, &new.version, percent).await?)?)
-        })
-        .await)
+        }))
 }
 
 /// Go back to the release before this one.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/plugins/{plugin}/rollback", tag = "plugins", params(("tenant" = String, Path), ("plugin" = String, Path)),
     responses((status = 200, body = PluginView), (status = "default", body = Problem)))]
 pub(super) async fn rollback(Path((_, plugin)): Path<(String, String)>, change: Change) -> Response {
-    change.commit(async |effects| json(StatusCode::OK, &PluginView::of(plugins::rollback(effects, &plugin).await?)?)).await
+    commit!(change, |effects| json(StatusCode::OK, &PluginView::of(plugins::rollback(effects, &plugin).await?)?))
 }

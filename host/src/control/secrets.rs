@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::Serialize;
 
 use crate::control::Tenant;
-use crate::control::change::{Change, empty};
+use crate::control::change::{commit, Change, empty};
 use crate::control::page::List;
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
@@ -26,12 +26,10 @@ pub(super) struct SecretView {
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn put(State(door): State<Door>, Path((_, name)): Path<(String, String)>, change: Change) -> Response {
     let body = change.body.clone();
-    change
-        .commit(async |effects| {
+    commit!(change, |effects| {
             door.services.secrets.put(effects, &name, &body).await?;
             Ok(empty(StatusCode::NO_CONTENT))
         })
-        .await
 }
 
 /// Names of the tenant's secrets.
@@ -46,13 +44,11 @@ pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant) -> Res
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/secrets/{name}", tag = "secrets", params(("tenant" = String, Path), ("name" = String, Path)),
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(State(door): State<Door>, Path((_, name)): Path<(String, String)>, change: Change) -> Response {
-    change
-        .commit(async |effects| {
+    commit!(change, |effects| {
             if door.services.secrets.delete(effects, &name).await? {
                 Ok(empty(StatusCode::NO_CONTENT))
             } else {
                 Err(Error::not_found("no such secret"))
             }
         })
-        .await
 }

@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::Serialize;
 
 use crate::control::Tenant;
-use crate::control::change::{Change, empty, json};
+use crate::control::change::{commit, Change, empty, json};
 use crate::control::page::List;
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
@@ -26,12 +26,10 @@ pub(super) struct SourceView {
     request_body = Source, responses((status = 200, body = Source), (status = 201, body = Source), (status = "default", body = Problem)))]
 pub(super) async fn put(Path((_, name)): Path<(String, String)>, change: Change) -> Result<Response> {
     let source = Source::parse(&change.body)?;
-    Ok(change
-        .commit(async |effects| {
+    Ok(commit!(change, |effects| {
             let made = webhooks::put(effects, &name, &source).await?;
             json(if made { StatusCode::CREATED } else { StatusCode::OK }, &source)
-        })
-        .await)
+        }))
 }
 
 /// The sources that the tenant has defined.
@@ -46,13 +44,11 @@ pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant) -> Res
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/webhooks/sources/{source}", tag = "webhooks", params(("tenant" = String, Path), ("source" = String, Path)),
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(Path((_, name)): Path<(String, String)>, change: Change) -> Response {
-    change
-        .commit(async |effects| {
+    commit!(change, |effects| {
             if webhooks::delete(effects, &name).await? {
                 Ok(empty(StatusCode::NO_CONTENT))
             } else {
                 Err(Error::not_found("no such source"))
             }
         })
-        .await
 }
