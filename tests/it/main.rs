@@ -1,3 +1,7 @@
 //! One binary for all integration tests, so that the host is linked once.
 
+#[path = "../kit/mod.rs"]
+mod kit;
+
+mod plugins;
 mod postgres;

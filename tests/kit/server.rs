@@ -1,32 +1,23 @@
 //! Servers as their users have them: the `chalet` binary in a process of its own, reached over HTTP.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::guests::{component, root};
+use crate::kit::guests::component;
 
 /// The operator's key of every test server.
 pub const ADMIN: &str = "test-admin-key-0123456789-abcdefghijklmnop";
 
-/// The binary, built from the sources as they are now.
-pub fn binary() -> PathBuf {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY
-        .get_or_init(|| {
-            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let built = Command::new(cargo).args(["build", "-q", "-p", "chalet"]).current_dir(root()).status();
-            assert!(built.expect("cargo runs").success(), "the binary builds");
-            let test = std::env::current_exe().expect("this test has a path");
-            test.parent().and_then(Path::parent).expect("target/debug/deps").join("chalet")
-        })
-        .clone()
+/// The binary, which cargo has built for these tests.
+pub fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_chalet"))
 }
 
 /// Where a server keeps its data.

@@ -9,7 +9,7 @@ use chalet::cli::build::{self, Options};
 
 /// The project's folder.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the project").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ is in the project").to_path_buf()
 }
 
 /// The component of a shipped plugin (`notes`) or of a test guest (`guest-kv`), by its manifest's name.
