@@ -2,6 +2,7 @@
 //! map and says what they mean. A service reads and stages through `Effects`, and never commits.
 
 pub mod egress;
+pub mod flags;
 pub mod limits;
 pub mod secrets;
 pub mod webhooks;
