@@ -4,12 +4,12 @@
 
 mod change;
 mod docs;
-//TMP mod flags;
+mod flags;
 mod invocations;
 mod keys;
 mod kv;
 mod limits;
-//TMP mod ofrep;
+mod ofrep;
 mod page;
 mod plans;
 mod plugins;
@@ -121,10 +121,10 @@ pub fn table() -> Vec<Route> {
         route!(Tenant(Read), limits::get),
         route!(Tenant(Admin), limits::put),
         route!(Tenant(Write), limits::check),
-//TMP         route!(Tenant(Read), flags::get),
-//TMP         route!(Tenant(Write), flags::put),
-//TMP         route!(Own, ofrep::evaluate),
-//TMP         route!(Own, ofrep::evaluate_all),
+        route!(Tenant(Read), flags::get),
+        route!(Tenant(Write), flags::put),
+        route!(Own, ofrep::evaluate),
+        route!(Own, ofrep::evaluate_all),
         route!(Tenant(Admin), secrets::put),
         route!(Tenant(Read), secrets::list),
         route!(Tenant(Admin), secrets::delete),

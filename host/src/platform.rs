@@ -69,13 +69,13 @@ impl Platform {
 
         let defaults = match &config.flags.defaults {
             None => None,
-            Some(path) => Some(std::fs::read(path).map_err(|error| {
+            Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
                 Error::invalid(format!("the default flags {} cannot be read: {error}", path.display()))
             })?),
         };
         let limits = Arc::new(Limits::local(clock.clone()));
         let services = Arc::new(Services {
-            flags: Arc::new(Flags::default()),
+            flags: Arc::new(Flags::new(defaults.as_deref())?),
             limits: limits.clone(),
             secrets: Arc::new(Secrets::new(master.clone())),
             egress: Arc::new(Egress::new(&config.egress)?),

@@ -104,9 +104,9 @@ fn a_bucket_holds_exactly_its_burst_and_gives_back_at_its_rate() {
     );
     assert!(!one(&memory, quota, 1, 333).allowed);
     assert!(one(&memory, quota, 1, 334).allowed);
-    // Over a long time nothing drifts: three a second for an hour.
-    let allowed = (335..=3_600_334).filter(|now_ms| one(&memory, quota, 1, *now_ms).allowed).count();
-    assert_eq!(allowed, 3 * 3_600);
+    // Over a long time nothing drifts: three a second for two minutes.
+    let allowed = (335..=120_334).filter(|now_ms| one(&memory, quota, 1, *now_ms).allowed).count();
+    assert_eq!(allowed, 3 * 120);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_clock_that_steps_gives_no_more_than_a_burst_and_does_not_stop() {
     let quota = Quota { rate: 10, period_ms: 1_000, burst: 10 };
     assert!(one(&memory, quota, 10, 1_000_000).allowed);
     // Threads read the clock at slightly different times: that gives nothing back twice.
-    for now_ms in [999_990, 1_000_000, 999_990, 1_000_000] {
+    for now_ms in [999_990, 1_000_000].repeat(20) {
         assert!(!one(&memory, quota, 1, now_ms).allowed);
     }
     assert!(!one(&memory, quota, 1, 100_000).allowed, "set back by a quarter of an hour");
