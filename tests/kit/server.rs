@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::kit::guests::component;
+use crate::kit::postgres;
 
 /// The operator's key of every test server.
 pub const ADMIN: &str = "test-admin-key-0123456789-abcdefghijklmnop";
@@ -31,6 +32,21 @@ impl Setup {
     /// SQLite in the data folder.
     pub fn sqlite() -> Self {
         Self::default()
+    }
+
+    /// A migrated PostgreSQL database of its own.
+    pub async fn postgres() -> Self {
+        Self::on(&postgres::database().await)
+    }
+
+    /// This database, as the application's role. Nodes on one database share its master key.
+    pub fn on(database: &postgres::Database) -> Self {
+        Self::default().with("CHALET_DATABASE_URL", &database.url).with("CHALET_MASTER_KEY", &"5e".repeat(32))
+    }
+
+    /// Both engines, each empty.
+    pub async fn engines() -> [Self; 2] {
+        [Self::sqlite(), Self::postgres().await]
     }
 
     /// One more variable.

@@ -23,7 +23,7 @@ impl flags::Host for Call<'_> {
         Ok(flags::Evaluation {
             value: evaluation.value.map(|value| value.to_string()),
             variant: evaluation.variant,
-            reason: evaluation.reason,
+            reason: evaluation.reason.as_str().to_owned(),
         })
     }
 }
