@@ -585,7 +585,7 @@ mod tests {
         let doubling =
             format!(r#"{{"reduce":[{list},{{"cat":[{{"var":"accumulator"}},{{"var":"accumulator"}}]}},"a"]}}"#);
         assert!(refused(&doubling).contains("reduce"));
-        let wide = format!(r#"{{"map":[{list},{{"cat":[{list},{list}]}}]}}"#);
+        let wide = format!(r#"{{"map":[{list},{{"cat":["{}"]}}]}}"#, "a".repeat(1_000));
         assert!(refused(&wide).contains("steps"));
         let pair = format!(r#"{{"reduce":[{list},[{{"var":"accumulator"}},{{"var":"accumulator"}}],"a"]}}"#);
         assert!(refused(&pair).contains("reduce"));
@@ -599,6 +599,14 @@ mod tests {
         assert!(refused(&deep).contains("deep"));
         let long = format!(r#"{{"cat":["{}"]}}"#, "a".repeat(RULE_BYTES));
         assert!(refused(&long).contains("bytes"));
+    }
+
+    #[test]
+    fn an_element_of_a_list_hides_what_is_around_it() {
+        // The price of a body rests on this: its variables are parts of the element.
+        let rule = serde_json::json!({"map": [[{"var": "list"}, 1], {"var": "list"}]});
+        let rule = Rule::compile(&rule, &Map::new(), &mut Vec::new()).unwrap_or_else(|_| panic!("simple"));
+        assert_eq!(rule.evaluate(r#"{"list":"whole"}"#), Ok(serde_json::json!([null, null])));
     }
 
     #[test]
