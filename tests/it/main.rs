@@ -3,5 +3,12 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod authorization;
+mod crash;
+mod idempotency;
+mod misbehave;
 mod plugins;
 mod postgres;
+mod shape;
+mod transaction;
+mod webhook;
