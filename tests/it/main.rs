@@ -1,3 +1,5 @@
 //! One binary for all integration tests, so that the host is linked once.
 
+mod history;
 mod postgres;
+mod store;
