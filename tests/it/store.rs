@@ -64,6 +64,7 @@ on_both_engines! {
     a_poisoned_set_leaves_sixty_three_others_alone,
     sets_of_a_batch_see_each_other,
     limits_are_refused_where_they_are_passed,
+    a_large_value_does_not_slow_its_neighbours_down,
     keys_come_in_the_order_of_their_bytes,
     commits_that_end_together_share_a_transaction,
     reading_nothing_and_writing_nothing_asks_nobody,
@@ -757,6 +758,32 @@ async fn limits_are_refused_where_they_are_passed(bench: Bench) {
         effects.list(&KV.prefix(""), usize::MAX).await.expect("below the limit");
     }
     assert_eq!(effects.list(&KV.prefix(""), usize::MAX).await.expect_err("too many").code(), "too_many_reads");
+}
+
+async fn a_large_value_does_not_slow_its_neighbours_down(bench: Bench) {
+    let (shard, scope) = (bench.shard(), bench.tenant().await);
+    let keys: Vec<Key> = (0..2_000).map(|n| KV.key(format!("k{n:04}"))).collect();
+    let measure = async || {
+        // Without the cache, and the best of some, since other tests run beside this one.
+        let mut best = Duration::MAX;
+        for _ in 0..5 {
+            let since = std::time::Instant::now();
+            shard.store().read(&scope, &keys).await.expect("read");
+            best = best.min(since.elapsed());
+        }
+        best
+    };
+    let mut effects = shard.begin(&scope);
+    for key in keys.iter().step_by(20) {
+        effects.put(key.clone(), "x", None).expect("staged");
+    }
+    committed(&shard, effects).await;
+    let before = measure().await;
+    let mut effects = shard.begin(&scope);
+    effects.put(KV.key("k1000-large"), vec![7; STAGED_BYTES - 100], None).expect("staged");
+    committed(&shard, effects).await;
+    let after = measure().await;
+    assert!(after < before * 5 + Duration::from_millis(20), "{before:?} became {after:?}");
 }
 
 async fn keys_come_in_the_order_of_their_bytes(bench: Bench) {
