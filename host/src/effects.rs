@@ -347,7 +347,8 @@ impl Effects {
 
     /// Stage the removal of a row that expired before `before_ms`; a row written anew stays.
     pub fn sweep(&mut self, key: Key, before_ms: i64) -> Result<()> {
-        self.stage(key, Op::Sweep { before_ms })
+        // What this transaction itself does to the row comes after its expiry.
+        if self.writes.contains_key(&key) { Ok(()) } else { self.stage(key, Op::Sweep { before_ms }) }
     }
 
     /// Stage an addition to a counter. It reads nothing, so that concurrent additions do not conflict.

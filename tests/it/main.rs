@@ -5,10 +5,12 @@ mod kit;
 
 mod authorization;
 mod crash;
+mod history;
 mod idempotency;
 mod misbehave;
 mod plugins;
 mod postgres;
 mod shape;
+mod store;
 mod transaction;
 mod webhook;

@@ -3,3 +3,4 @@
 pub mod guests;
 pub mod postgres;
 pub mod server;
+pub mod store;

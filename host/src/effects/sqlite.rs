@@ -28,8 +28,9 @@ use crate::kernel::tenant::{TenantId, TenantScope};
 
 /// Reader connections: enough that a slow scan does not hold up key reads on a small machine.
 const READERS: u32 = 4;
-/// Rows bound in one statement; four parameters each stay below SQLite's 32,766.
-const CHUNK: usize = 4_000;
+/// Rows bound in one statement: SQLite looks a numbered parameter up by walking the list of all of them, so
+/// that the cost of a statement grows with the square of this.
+const CHUNK: usize = 256;
 /// Bytes of write-ahead log at which it is copied into the file without waiting for readers.
 const CHECKPOINT_BYTES: u64 = 4 << 20;
 /// Bytes of write-ahead log at which the writer waits for readers, so that the log starts anew.
@@ -159,19 +160,31 @@ impl Store for SqliteStore {
                 .ok_or_else(refusal::no_tenant)?;
                 return Ok((tag_of(&row)?, vec![row_of(&row)?]));
             }
-            let mut query = QueryBuilder::<Sqlite>::new("with wanted (n, space, key) as (");
-            query.push_values(keys.iter().enumerate(), |mut values, (n, key)| {
-                values.push_bind(n as i64).push_bind(key.space.as_str()).push_bind(&key.key[..]);
-            });
-            query.push(") ").push(HEAD).push(", w.n from heads h left join wanted w left join rows r on r.tenant_id = h.tenant_id and r.space = w.space and r.key = w.key where h.tenant_id = ");
-            query.push_bind(scope.id().as_str());
-            let found = query.build().fetch_all(&self.readers).await.map_err(failed)?;
-            let tag = tag_of(found.first().ok_or_else(refusal::no_tenant)?)?;
-            let mut rows = vec![None; keys.len()];
-            for row in &found {
-                let n: i64 = row.try_get("n").map_err(failed)?;
-                rows[n as usize] = row_of(row)?;
+            // Several statements see one state inside a read transaction.
+            let mut connection = self.readers.acquire().await.map_err(failed)?;
+            let mut transaction = connection.begin().await.map_err(failed)?;
+            let mut tag = None;
+            let mut rows = Vec::with_capacity(keys.len());
+            for chunk in keys.chunks(CHUNK) {
+                let mut query = QueryBuilder::<Sqlite>::new("with wanted (n, space, key) as (");
+                query.push_values(chunk.iter().enumerate(), |mut values, (n, key)| {
+                    values.push_bind(n as i64).push_bind(key.space.as_str()).push_bind(&key.key[..]);
+                });
+                query.push(") ").push(HEAD).push(
+                    ", w.n from heads h left join wanted w left join rows r \
+                     on r.tenant_id = h.tenant_id and r.space = w.space and r.key = w.key where h.tenant_id = ",
+                );
+                query.push_bind(scope.id().as_str());
+                let found = query.build().fetch_all(&mut *transaction).await.map_err(failed)?;
+                tag = Some(tag_of(found.first().ok_or_else(refusal::no_tenant)?)?);
+                let start = rows.len();
+                rows.resize(start + chunk.len(), None);
+                for row in &found {
+                    let n: i64 = row.try_get("n").map_err(failed)?;
+                    rows[start + n as usize] = row_of(row)?;
+                }
             }
+            let tag = tag.ok_or_else(|| Error::internal("a read of no keys"))?;
             Ok((tag, rows))
         }
         .boxed()
