@@ -5,7 +5,7 @@ use chalet::kernel::clock::Clock;
 use chalet::kernel::db::{Db, Location};
 use chalet::kernel::tenant::{Plan, TenantScope};
 
-use crate::postgres;
+use crate::kit::postgres;
 
 /// One open database, and a clock that the test moves.
 pub struct Bench {
