@@ -3,5 +3,6 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod cli;
 mod plugins;
 mod postgres;
