@@ -4,6 +4,7 @@
 mod kit;
 
 mod authorization;
+mod cli;
 mod crash;
 mod history;
 mod idempotency;

@@ -36,7 +36,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 
 /// Files that may make a `TenantScope`: the directory, which authentication, tasks and tenant creation ask,
 /// and the tests of the services.
-const MINTS: &[&str] = &["kernel/tenant.rs", "services/directory.rs", "effects/testing.rs", "services/testing.rs"];
+const MINTS: &[&str] = &["kernel/tenant.rs", "services/directory.rs", "effects/testing.rs", "services/testing.rs", "services/egress/tests.rs"];
 
 fn sources() -> Vec<(String, String)> {
     let base = root().join("host/src");
@@ -58,7 +58,7 @@ fn sources() -> Vec<(String, String)> {
 
 /// The source without comments and without its tests.
 fn code(source: &str) -> String {
-    let source = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let source = source.split("#[cfg(test)]\n").next().unwrap_or_default();
     source.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
