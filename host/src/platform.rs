@@ -16,8 +16,8 @@ use crate::capabilities;
 use crate::config::Config;
 use crate::control;
 use crate::effects::{Breaks, Shard};
-use crate::engine::{self, Engine};
 use crate::engine::guest::Services;
+use crate::engine::{self, Engine};
 use crate::gateway::credential::Credentials;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::{self, Door, Parts};
@@ -52,9 +52,8 @@ impl Platform {
     /// Start everything but the listener.
     pub async fn start(config: &Config, clock: Clock) -> Result<Self> {
         let data = config.data();
-        std::fs::create_dir_all(&data).map_err(|error| {
-            Error::invalid(format!("the data folder {} cannot be made: {error}", data.display()))
-        })?;
+        std::fs::create_dir_all(&data)
+            .map_err(|error| Error::invalid(format!("the data folder {} cannot be made: {error}", data.display())))?;
         let db = Db::open(&Location::parse(config.database.url.as_deref(), &data)?).await?;
         let master = master_key(config, &data)?;
         let breaks = if cfg!(debug_assertions) {

@@ -36,10 +36,17 @@ async fn send(http: &reqwest::Client, url: &str, token: &str, key: &str) -> Opti
 }
 
 /// Load from all clients until the server is killed; how many requests were open at that moment.
-async fn round(server: &mut Server, token: &str, ledger: &Ledger, round: usize, kill_database: Option<&Cluster>) -> usize {
+async fn round(
+    server: &mut Server,
+    token: &str,
+    ledger: &Ledger,
+    round: usize,
+    kill_database: Option<&Cluster>,
+) -> usize {
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| {
-            let (http, url, token, ledger) = (server.http.clone(), server.url.clone(), token.to_owned(), ledger.clone());
+            let (http, url, token, ledger) =
+                (server.http.clone(), server.url.clone(), token.to_owned(), ledger.clone());
             tokio::spawn(async move {
                 for n in 0.. {
                     let key = format!("{round}-{client}-{n}");

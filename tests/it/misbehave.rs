@@ -99,9 +99,8 @@ async fn others_are_answered_while_a_tenant_spins_on_every_core() {
     neighbour.deploy("guest-hello").await;
     well(&neighbour).await;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let spinning: Vec<_> = (0..2 * cores)
-        .map(|_| tokio::spawn(hostile.call(Method::GET, "guest-misbehave", "/loop").send()))
-        .collect();
+    let spinning: Vec<_> =
+        (0..2 * cores).map(|_| tokio::spawn(hostile.call(Method::GET, "guest-misbehave", "/loop").send())).collect();
     let mut answered = 0;
     while spinning.iter().any(|one| !one.is_finished()) {
         well(&neighbour).await;
@@ -119,7 +118,8 @@ async fn others_are_answered_while_a_tenant_spins_on_every_core() {
 async fn a_guest_that_spins_in_its_start_function_is_stopped() {
     let server = Server::start();
     let tenant = server.tenant("acme").await;
-    let wat = std::fs::read_to_string(crate::kit::guests::root().join("tests/guests/wat/loop-in-start.wat")).expect("the source");
+    let wat = std::fs::read_to_string(crate::kit::guests::root().join("tests/guests/wat/loop-in-start.wat"))
+        .expect("the source");
     let manifest = "name = \"start\"\nversion = \"1.0.0\"\n[http]\nroutes = [\"GET /\"]";
     let manifest = chalet::services::plugins::manifest::Manifest::from_toml(manifest).expect("a manifest");
     let component = chalet::cli::build::embed(wat::parse_str(wat).expect("it assembles"), &manifest).expect("embedded");

@@ -24,7 +24,13 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 #[derive(Clone, Debug, Args)]
 pub(super) struct Connection {
     /// The server.
-    #[arg(long, global = true, env = "CHALET_URL", default_value = "http://127.0.0.1:8080", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "CHALET_URL",
+        default_value = "http://127.0.0.1:8080",
+        help_heading = "Connection"
+    )]
     pub(super) url: String,
     /// An API key: the operator's, or one of the tenant.
     #[arg(long, global = true, env = "CHALET_KEY", hide_env_values = true, help_heading = "Connection")]
@@ -256,7 +262,10 @@ mod tests {
     #[test]
     fn segments_of_a_path_are_encoded() {
         let tenant = ForTenant { tenant: "a/b".into() };
-        assert_eq!(tenant.path(&["plugins", "p", "versions", "1.0.0+dev.1"]), "/v1/tenants/a%2Fb/plugins/p/versions/1.0.0%2Bdev.1");
+        assert_eq!(
+            tenant.path(&["plugins", "p", "versions", "1.0.0+dev.1"]),
+            "/v1/tenants/a%2Fb/plugins/p/versions/1.0.0%2Bdev.1"
+        );
     }
 
     #[test]
@@ -274,6 +283,8 @@ mod tests {
     #[test]
     fn what_is_no_address_is_a_usage_error() {
         assert!(matches!(Client::with("127.0.0.1:8080", None), Err(Failure::Usage(_))));
-        assert!(Client::with("http://127.0.0.1:8080/", None).is_ok_and(|client| client.url() == "http://127.0.0.1:8080"));
+        assert!(
+            Client::with("http://127.0.0.1:8080/", None).is_ok_and(|client| client.url() == "http://127.0.0.1:8080")
+        );
     }
 }

@@ -417,7 +417,8 @@ async fn burst(stage: &Stage) -> Result<String> {
 
 async fn held_next(stage: &Stage, components: &Components) -> Result<String> {
     let of = ForTenant { tenant: stage.acme.name.clone() };
-    let Outcome::Held { version } = deploy(&stage.admin, &of, components.pricing_next.clone(), 100, false).await? else {
+    let Outcome::Held { version } = deploy(&stage.admin, &of, components.pricing_next.clone(), 100, false).await?
+    else {
         return failed("it was released without anybody's approval");
     };
     quote(stage, "/quote").await?.expect(404)?;

@@ -68,7 +68,10 @@ impl Deploy {
                         say(format!("  {}", grant.as_str().unwrap_or_default()));
                     }
                     let from = self.from.display();
-                    note(format!("to approve this and release it: chalet deploy {from} --tenant {} --approve", self.of.tenant));
+                    note(format!(
+                        "to approve this and release it: chalet deploy {from} --tenant {} --approve",
+                        self.of.tenant
+                    ));
                 }
                 Err(Failure::Said)
             }

@@ -111,7 +111,9 @@ fn disk(data: &Path) -> Finding {
     let folder = existing(data);
     let free = match rustix::fs::statvfs(&folder) {
         Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
-        Err(error) => return Broken(format!("{}: {error}", folder.display()), "see whether the disk is mounted".into()),
+        Err(error) => {
+            return Broken(format!("{}: {error}", folder.display()), "see whether the disk is mounted".into());
+        }
     };
     let found = format!("{} free", bytes(free));
     match free {
@@ -140,8 +142,14 @@ async fn database(config: &Config, data: &Path) -> Finding {
             // As a server does, so that a role with too many rights or an old schema is found too.
             let opened = tokio::time::timeout(ANSWER, Db::open(&location)).await;
             let skew = match opened {
-                Err(_) => Err(("PostgreSQL does not answer".to_owned(), "see whether it runs and can be reached".to_owned())),
-                Ok(Err(error)) => Err((format!("PostgreSQL: {}", Failure::from(error)), "correct CHALET_DATABASE_URL, or run `chalet migrate` with the owner's CHALET_DATABASE_OWNER_URL".to_owned())),
+                Err(_) => {
+                    Err(("PostgreSQL does not answer".to_owned(), "see whether it runs and can be reached".to_owned()))
+                }
+                Ok(Err(error)) => Err((
+                    format!("PostgreSQL: {}", Failure::from(error)),
+                    "correct CHALET_DATABASE_URL, or run `chalet migrate` with the owner's CHALET_DATABASE_OWNER_URL"
+                        .to_owned(),
+                )),
                 Ok(Ok(_)) => Ok(postgres_skew(url).await.unwrap_or(0)),
             };
             match skew {

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::terminal::note;
 use super::Result;
+use super::terminal::note;
 use crate::kernel::db;
 
 /// Bring a PostgreSQL database to this version, as the role that owns its tables. May be run at any time.

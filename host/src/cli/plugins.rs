@@ -32,7 +32,9 @@ impl Plugins {
             return Ok(());
         }
         let Some(plugin) = &self.plugin else {
-            let row = |plugin| [field(plugin, "name"), shares(plugin), field(plugin, "versions"), time(&plugin["created_at"])];
+            let row = |plugin| {
+                [field(plugin, "name"), shares(plugin), field(plugin, "versions"), time(&plugin["created_at"])]
+            };
             let rows: Vec<_> = list.data.iter().map(row).collect();
             let none = "no plugins yet; deploy one: chalet deploy PATH --tenant TENANT";
             table(["PLUGIN", "RELEASED", "VERSIONS", "SINCE"], &rows, none);

@@ -39,7 +39,8 @@ impl Usage {
                 return Ok(());
             }
             let name = |meter| [field(meter, "name"), field(meter, "id")].into_iter().find(|name| !name.is_empty());
-            let row = |meter| [name(meter).unwrap_or_default(), field(meter, "aggregation"), field(meter, "event_type")];
+            let row =
+                |meter| [name(meter).unwrap_or_default(), field(meter, "aggregation"), field(meter, "event_type")];
             let rows: Vec<_> = meters.data.iter().map(row).collect();
             table(["METER", "AGGREGATION", "EVENTS"], &rows, "no meters yet; a meter exists once it was recorded");
             return Ok(());

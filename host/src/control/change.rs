@@ -47,7 +47,16 @@ impl Change {
         let Caller(caller) = Caller::from_request_parts(&mut parts, door).await?;
         let body = read_body(body, limit(&scope)).await?;
         let cause = cause(&parts, &caller.key, &body)?;
-        Ok(Self { door: door.clone(), scope, headers: parts.headers, body, cause, claim: None, versioned: false, runs: 0 })
+        Ok(Self {
+            door: door.clone(),
+            scope,
+            headers: parts.headers,
+            body,
+            cause,
+            claim: None,
+            versioned: false,
+            runs: 0,
+        })
     }
 
     /// The body as JSON of this shape.
@@ -154,7 +163,8 @@ pub(super) fn cause(parts: &axum::http::request::Parts, caller: &str, body: &[u8
     let key = idempotency::parse_key(key.as_bytes())?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    let fingerprint = idempotency::fingerprint(&[parts.method.as_str().as_bytes(), target.as_bytes(), content_type, body]);
+    let fingerprint =
+        idempotency::fingerprint(&[parts.method.as_str().as_bytes(), target.as_bytes(), content_type, body]);
     let route = parts.extensions.get::<axum::extract::MatchedPath>().map_or("", |path| path.as_str());
     let route = format!("{} {route}", parts.method);
     Ok(Some(Cause::new(&format!("key {caller}"), &route, &key, fingerprint, idempotency::API_MS)))
@@ -162,7 +172,8 @@ pub(super) fn cause(parts: &axum::http::request::Parts, caller: &str, body: &[u8
 
 /// JSON of a shape, with an error that names the place.
 pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body).map_err(|error| Error::new(Kind::Invalid, "bad_json", format!("the body is not the JSON expected: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| Error::new(Kind::Invalid, "bad_json", format!("the body is not the JSON expected: {error}")))
 }
 
 /// An answer with a JSON body.
@@ -185,7 +196,9 @@ pub(super) fn rendered(answer: Answer) -> Response {
     let mut response = Response::new(axum::body::Body::from(answer.body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
     for (name, value) in answer.headers {
-        if let (Ok(name), Ok(value)) = (name.parse::<header::HeaderName>(), header::HeaderValue::from_maybe_shared(value)) {
+        if let (Ok(name), Ok(value)) =
+            (name.parse::<header::HeaderName>(), header::HeaderValue::from_maybe_shared(value))
+        {
             response.headers_mut().append(name, value);
         }
     }
@@ -200,7 +213,11 @@ pub(super) fn etag_version(value: &str) -> Option<u64> {
 /// The versions that `If-Match` and `If-None-Match` allow (RFC 9110, 13.1), held against the row's: 0 is absent.
 pub(super) fn precondition(headers: &HeaderMap, version: u64) -> Result<()> {
     let failed = || {
-        Error::new(Kind::Conflict, "precondition_failed", "the entry is not in the state that the request demands; read it again")
+        Error::new(
+            Kind::Conflict,
+            "precondition_failed",
+            "the entry is not in the state that the request demands; read it again",
+        )
     };
     let text = |name: header::HeaderName| -> Result<Option<String>> {
         let mut values = Vec::new();
@@ -210,13 +227,15 @@ pub(super) fn precondition(headers: &HeaderMap, version: u64) -> Result<()> {
         Ok(if values.is_empty() { None } else { Some(values.join(",")) })
     };
     if let Some(wanted) = text(header::IF_MATCH)? {
-        let matches = version != 0 && wanted.split(',').any(|tag| tag.trim() == "*" || etag_version(tag) == Some(version));
+        let matches =
+            version != 0 && wanted.split(',').any(|tag| tag.trim() == "*" || etag_version(tag) == Some(version));
         if !matches {
             return Err(failed());
         }
     }
     if let Some(unwanted) = text(header::IF_NONE_MATCH)? {
-        let matches = version != 0 && unwanted.split(',').any(|tag| tag.trim() == "*" || etag_version(tag) == Some(version));
+        let matches =
+            version != 0 && unwanted.split(',').any(|tag| tag.trim() == "*" || etag_version(tag) == Some(version));
         if matches {
             return Err(failed());
         }

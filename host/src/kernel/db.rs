@@ -151,7 +151,10 @@ impl Db {
 /// password; giving it one is the operator's. It may be called again at any time, also for another role.
 pub async fn migrate(owner_url: &str, role: Option<&str>) -> Result<()> {
     let options: sqlx::postgres::PgConnectOptions = owner_url.parse().map_err(|error: sqlx::Error| {
-        Error::invalid("the owner's database URL cannot be read; it has the form postgres://user:password@host/database").source(error)
+        Error::invalid(
+            "the owner's database URL cannot be read; it has the form postgres://user:password@host/database",
+        )
+        .source(error)
     })?;
     let mut connection = options.disable_statement_logging().connect().await.map_err(failed)?;
     postgres::MIGRATIONS.run(&mut connection).await.map_err(Error::internal)?;
@@ -183,7 +186,8 @@ async fn pool(url: &str) -> Result<AnyPool> {
 }
 
 fn lock(path: &Path) -> Result<std::fs::File> {
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::internal)?;
+    let file =
+        std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::internal)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         Error::unavailable(
             "data_in_use",

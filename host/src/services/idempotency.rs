@@ -79,7 +79,11 @@ impl Cause {
 /// The key of an `Idempotency-Key` header: a structured-field string, or the same without its quotes.
 pub fn parse_key(header: &[u8]) -> Result<String> {
     let bad = || {
-        Error::new(Kind::Invalid, "idempotency_key_invalid", "Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or not")
+        Error::new(
+            Kind::Invalid,
+            "idempotency_key_invalid",
+            "Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or not",
+        )
     };
     let text = std::str::from_utf8(header).map_err(|_| bad())?.trim();
     let key = if text.starts_with('"') {
@@ -190,7 +194,8 @@ impl Idempotency {
 
     /// The same, with the number of the commit that stored it.
     pub async fn find_versioned(&self, effects: &mut Effects, cause: &Cause) -> Result<Option<(Answer, u64)>> {
-        let keys: Vec<Key> = std::iter::once(&cause.row).chain(cause.alias.as_ref().map(|(row, _)| row)).cloned().collect();
+        let keys: Vec<Key> =
+            std::iter::once(&cause.row).chain(cause.alias.as_ref().map(|(row, _)| row)).cloned().collect();
         let rows = effects.get_many(&keys).await?;
         let Some((key, row)) = keys.iter().zip(rows).find_map(|(key, row)| Some((key, row?))) else { return Ok(None) };
         let place = hex::encode(&key.key);
@@ -207,7 +212,13 @@ impl Idempotency {
     }
 
     /// The row that holds the answer of this cause, for a tenant that is being made: key, value and expiry.
-    pub fn sealed(&self, tenant: &TenantId, cause: &Cause, answer: &Answer, now_ms: i64) -> Result<(Key, Vec<u8>, i64)> {
+    pub fn sealed(
+        &self,
+        tenant: &TenantId,
+        cause: &Cause,
+        answer: &Answer,
+        now_ms: i64,
+    ) -> Result<(Key, Vec<u8>, i64)> {
         let plain = encode(cause.fingerprint, answer)?;
         let sealed = self.master.seal(tenant, &hex::encode(&cause.row.key), &plain);
         Ok((cause.row.clone(), sealed, now_ms + cause.keep_ms))

@@ -117,7 +117,10 @@ async fn spawn(folder: &TempDir, admin: &str, address: &str) -> Result<(Child, S
         Some(url) => Ok((process, url.to_owned())),
         None => {
             let log = std::fs::read_to_string(log(folder)).unwrap_or_default();
-            Err(Failure::Failed(format!("the server did not start: {}", log.lines().last().unwrap_or("it said nothing"))))
+            Err(Failure::Failed(format!(
+                "the server did not start: {}",
+                log.lines().last().unwrap_or("it said nothing")
+            )))
         }
     }
 }
