@@ -4,6 +4,7 @@
 pub mod egress;
 pub mod flags;
 pub mod limits;
+pub mod meters;
 pub mod secrets;
 pub mod webhooks;
 
