@@ -10,6 +10,7 @@ pub mod keys;
 pub mod kv;
 pub mod limits;
 pub mod meters;
+pub mod plugins;
 pub mod secrets;
 pub mod settings;
 pub mod sweep;

@@ -52,10 +52,16 @@ async fn ofrep_answers_for_the_keys_own_tenant() {
     expect(acme.api(Method::PUT, "/flags").json(&document()), StatusCode::OK).await;
     let one = |key: &str, flag: &str| {
         let path = format!("/ofrep/v1/evaluate/flags/{flag}");
-        server.anonymous(Method::POST, &path).bearer_auth(key).json(&json!({ "context": { "targetingKey": "u1", "plan": "pro" } }))
+        server
+            .anonymous(Method::POST, &path)
+            .bearer_auth(key)
+            .json(&json!({ "context": { "targetingKey": "u1", "plan": "pro" } }))
     };
     let found = expect(one(&acme.key, "colour"), StatusCode::OK).await;
-    assert_eq!((&found["value"], &found["variant"], &found["reason"]), (&json!("#0f0"), &json!("green"), &json!("TARGETING_MATCH")));
+    assert_eq!(
+        (&found["value"], &found["variant"], &found["reason"]),
+        (&json!("#0f0"), &json!("green"), &json!("TARGETING_MATCH"))
+    );
     let missing = expect(one(&globex.key, "colour"), StatusCode::NOT_FOUND).await;
     assert_eq!(missing["errorCode"], "FLAG_NOT_FOUND");
     expect(server.anonymous(Method::POST, "/ofrep/v1/evaluate/flags/colour"), StatusCode::UNAUTHORIZED).await;
@@ -78,5 +84,6 @@ async fn a_document_is_replaced_only_in_the_state_that_was_read() {
     let etag = first.headers()["etag"].to_str().expect("text").to_owned();
     expect(put().header("if-match", &etag), StatusCode::OK).await;
     expect(put().header("if-match", &etag), StatusCode::PRECONDITION_FAILED).await;
-    expect(acme.api(Method::PUT, "/flags").json(&json!({ "flags": { "x": {} } })), StatusCode::UNPROCESSABLE_ENTITY).await;
+    expect(acme.api(Method::PUT, "/flags").json(&json!({ "flags": { "x": {} } })), StatusCode::UNPROCESSABLE_ENTITY)
+        .await;
 }

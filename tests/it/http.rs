@@ -76,12 +76,17 @@ async fn a_request_is_sent_once_over_re_runs_and_names_its_cause() {
         let status = answer.status();
         assert_eq!(status, StatusCode::OK, "{}", answer.text().await.unwrap_or_default());
     }
-    assert!(server.metric("chalet_invocation_reruns_total").await > 0.0, "the invocations never met: the test proves nothing");
+    assert!(
+        server.metric("chalet_invocation_reruns_total").await > 0.0,
+        "the invocations never met: the test proves nothing"
+    );
     let requests = seen.lock().expect("no panic").clone();
     assert_eq!(requests.len(), 16, "each request was sent once");
     let keys: std::collections::HashSet<_> = requests
         .iter()
-        .map(|request| request.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).expect("a key").to_owned())
+        .map(|request| {
+            request.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).expect("a key").to_owned()
+        })
         .collect();
     assert_eq!(keys.len(), 16, "each cause has a key of its own");
 }

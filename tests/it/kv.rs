@@ -34,10 +34,15 @@ async fn an_entrys_version_is_its_etag() {
         let second = put("two").header("if-match", &first).send().await.expect("an answer");
         assert_eq!(second.status(), StatusCode::NO_CONTENT);
         assert_ne!(tag(&second), first);
-        assert_eq!(expect(put("three").header("if-match", &first), StatusCode::PRECONDITION_FAILED).await["code"], "precondition_failed");
+        assert_eq!(
+            expect(put("three").header("if-match", &first), StatusCode::PRECONDITION_FAILED).await["code"],
+            "precondition_failed"
+        );
         expect(put("three").header("if-none-match", "*"), StatusCode::PRECONDITION_FAILED).await;
-        expect(acme.api(Method::DELETE, "/kv/orders/o-1").header("if-match", &first), StatusCode::PRECONDITION_FAILED).await;
-        expect(acme.api(Method::DELETE, "/kv/orders/o-1").header("if-match", tag(&second)), StatusCode::NO_CONTENT).await;
+        expect(acme.api(Method::DELETE, "/kv/orders/o-1").header("if-match", &first), StatusCode::PRECONDITION_FAILED)
+            .await;
+        expect(acme.api(Method::DELETE, "/kv/orders/o-1").header("if-match", tag(&second)), StatusCode::NO_CONTENT)
+            .await;
         expect(acme.api(Method::GET, "/kv/orders/o-1"), StatusCode::NOT_FOUND).await;
         let again = put("four").send().await.expect("an answer");
         assert_ne!(tag(&again), first, "a version is never used again");
@@ -55,7 +60,9 @@ async fn lists_are_paged_by_prefix_and_a_forged_cursor_is_refused() {
     let (mut keys, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = expect(acme.api(Method::GET, &format!("/kv/c?prefix=a-&limit=10{cursor}")), StatusCode::OK).await;
-        keys.extend(page["data"].as_array().expect("a list").iter().map(|item| item["key"].as_str().expect("a key").to_owned()));
+        keys.extend(
+            page["data"].as_array().expect("a list").iter().map(|item| item["key"].as_str().expect("a key").to_owned()),
+        );
         let Some(next) = page["next"].as_str() else { break };
         cursor = format!("&cursor={next}");
     }
@@ -70,7 +77,8 @@ async fn lists_are_paged_by_prefix_and_a_forged_cursor_is_refused() {
 async fn storage_beyond_the_plan_is_refused_and_deletes_still_work() {
     for setup in Setup::engines().await {
         let server = Server::start_with(setup);
-        expect(server.admin(Method::PUT, "/v1/plans/small").json(&json!({ "storage_bytes": 10_000 })), StatusCode::OK).await;
+        expect(server.admin(Method::PUT, "/v1/plans/small").json(&json!({ "storage_bytes": 10_000 })), StatusCode::OK)
+            .await;
         let acme = server.tenant("acme").await;
         expect(server.admin(Method::PATCH, "/v1/tenants/acme").json(&json!({ "plan": "small" })), StatusCode::OK).await;
         let put = |key: &str| acme.api(Method::PUT, &format!("/kv/c/{key}")).body(vec![0; 4_000]);

@@ -24,9 +24,12 @@ async fn a_check_counts_also_if_the_invocation_fails() {
     acme.deploy("guest-limits").await;
     let document = json!({ "limits": [{ "name": "burst", "rate": 1, "per": "day", "burst": 3 }] });
     expect(acme.api(Method::PUT, "/limits").json(&document), StatusCode::OK).await;
-    let check = |fail: bool| acme.call(Method::POST, "guest-limits", "/check").json(&json!({ "limit": "burst", "key": "u", "fail": fail }));
+    let check = |fail: bool| {
+        acme.call(Method::POST, "guest-limits", "/check").json(&json!({ "limit": "burst", "key": "u", "fail": fail }))
+    };
     expect(check(true), StatusCode::UNPROCESSABLE_ENTITY).await;
-    let over_http = |key: &str| acme.api(Method::POST, "/limits/check").json(&json!({ "limit": "burst", "key": key, "cost": 1 }));
+    let over_http =
+        |key: &str| acme.api(Method::POST, "/limits/check").json(&json!({ "limit": "burst", "key": key, "cost": 1 }));
     assert_eq!(expect(over_http("u"), StatusCode::OK).await["remaining"], 1);
     let idempotent = || expect(over_http("u").header("idempotency-key", "one"), StatusCode::OK);
     let first = idempotent().await;
@@ -64,7 +67,12 @@ async fn a_burst_beyond_the_plan_is_429_and_leaves_the_neighbour_alone() {
 async fn a_document_that_means_nothing_is_refused() {
     let server = Server::start();
     let acme = server.tenant("acme").await;
-    for bad in [json!({ "limits": [{ "name": "x", "rate": 0, "per": "hour" }] }), json!({ "limit": [] }), json!([]), json!({ "limits": [{ "name": "", "rate": 1, "per": "hour" }] })] {
+    for bad in [
+        json!({ "limits": [{ "name": "x", "rate": 0, "per": "hour" }] }),
+        json!({ "limit": [] }),
+        json!([]),
+        json!({ "limits": [{ "name": "", "rate": 1, "per": "hour" }] }),
+    ] {
         let answer = acme.api(Method::PUT, "/limits").json(&bad).send().await.expect("an answer");
         assert!(answer.status().is_client_error(), "{bad} answered {}", answer.status());
     }

@@ -10,7 +10,8 @@ async fn the_log_of_a_failed_invocation_is_kept_and_cannot_forge_lines() {
     let server = Server::start();
     let acme = server.tenant("acme").await;
     acme.deploy("guest-log").await;
-    let lines = json!({ "lines": [{ "level": "warn", "message": "one\n{\"level\":\"error\"}\u{1b}[31m" }], "then": "fail" });
+    let lines =
+        json!({ "lines": [{ "level": "warn", "message": "one\n{\"level\":\"error\"}\u{1b}[31m" }], "then": "fail" });
     let failed = acme.call(Method::POST, "guest-log", "/log").json(&lines).send().await.expect("an answer");
     assert_eq!(failed.status(), StatusCode::UNPROCESSABLE_ENTITY);
     let id = failed.headers()["chalet-invocation"].to_str().expect("an id").to_owned();

@@ -48,7 +48,8 @@ async fn ingested_events_are_counted_once_and_exactly() {
         let server = Server::start_with(setup);
         let acme = server.tenant("acme").await;
         let ingest = |body: Value| {
-            let kind = if body.is_array() { "application/cloudevents-batch+json" } else { "application/cloudevents+json" };
+            let kind =
+                if body.is_array() { "application/cloudevents-batch+json" } else { "application/cloudevents+json" };
             acme.api(Method::POST, "/usage/events").header("content-type", kind).body(body.to_string())
         };
         // Before there is a meter: stored all the same.
@@ -56,12 +57,25 @@ async fn ingested_events_are_counted_once_and_exactly() {
         assert_eq!(first, json!({ "accepted": 1, "duplicates": 0 }));
         let definition = json!({ "event_type": "completion", "aggregation": "sum", "value": "$.n", "group_by": { "model": "$.model" } });
         expect(acme.api(Method::PUT, "/meters/tokens").json(&definition), StatusCode::CREATED).await;
-        let batch = json!([event("1", json!(3), "small"), event("2", json!("0.1"), "small"), event("3", json!(0.2), "large"), event("3", json!(9), "large")]);
+        let batch = json!([
+            event("1", json!(3), "small"),
+            event("2", json!("0.1"), "small"),
+            event("3", json!(0.2), "large"),
+            event("3", json!(9), "large")
+        ]);
         assert_eq!(expect(ingest(batch), StatusCode::ACCEPTED).await, json!({ "accepted": 2, "duplicates": 2 }));
         let rows = usage(&acme, "meter=tokens&group_by=model").await;
-        let mut sums: Vec<_> = rows.as_array().expect("rows").iter().map(|row| (row["group"]["model"].to_string(), row["value"].to_string())).collect();
+        let mut sums: Vec<_> = rows
+            .as_array()
+            .expect("rows")
+            .iter()
+            .map(|row| (row["group"]["model"].to_string(), row["value"].to_string()))
+            .collect();
         sums.sort();
-        assert_eq!(sums, [("\"large\"".to_owned(), "\"0.2\"".to_owned()), ("\"small\"".to_owned(), "\"3.1\"".to_owned())]);
+        assert_eq!(
+            sums,
+            [("\"large\"".to_owned(), "\"0.2\"".to_owned()), ("\"small\"".to_owned(), "\"3.1\"".to_owned())]
+        );
         let mut stale = event("4", json!(1), "small");
         stale["time"] = json!("2020-01-01T00:00:00Z");
         assert!(ingest(stale).send().await.expect("an answer").status().is_client_error());
@@ -85,7 +99,8 @@ async fn the_hosts_own_meters_count_every_invocation() {
         assert_eq!(usage(&acme, "meter=invocations").await[0]["value"], "10");
         let by_plugin = usage(&acme, "meter=invocations&group_by=plugin").await;
         assert_eq!(by_plugin.as_array().map(Vec::len), Some(2), "{by_plugin}");
-        let fuel: u64 = usage(&acme, "meter=fuel").await[0]["value"].as_str().and_then(|text| text.parse().ok()).expect("a number");
+        let fuel: u64 =
+            usage(&acme, "meter=fuel").await[0]["value"].as_str().and_then(|text| text.parse().ok()).expect("a number");
         assert!(fuel > 10_000);
     }
 }
