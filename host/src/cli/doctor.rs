@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::client::Client;
 use super::terminal::{Ink, bytes, ink, say};
@@ -13,7 +12,7 @@ use super::toolchain::{self, Status};
 use super::{Failure, Result};
 use crate::config::Config;
 use crate::kernel::clock::{Clock, rfc3339};
-use crate::kernel::db::{Db, Location};
+use crate::kernel::db::{self, Db, Location};
 
 /// Below this a disk is full for a database that is about to write its log.
 const DISK_BROKEN: u64 = 100 << 20;
@@ -131,7 +130,7 @@ async fn database(config: &Config, data: &Path) -> Finding {
     };
     match &location {
         Location::Sqlite { path } if !path.exists() => Well("SQLite, made at the first start".into()),
-        Location::Sqlite { path } => match sqlite(path).await {
+        Location::Sqlite { path } => match db::sqlite_version(path).await {
             Ok(version) => Well(format!("SQLite {version}, {}", path.display())),
             Err(error) => Broken(
                 format!("{}: {error}", path.display()),
@@ -162,26 +161,6 @@ async fn database(config: &Config, data: &Path) -> Finding {
             }
         }
     }
-}
-
-async fn sqlite(path: &Path) -> Result<String, sqlx::Error> {
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
-    let mut connection = options.connect().await?;
-    // The schema is read, so that a file that is no database is found out.
-    let version = sqlx::query_scalar("select sqlite_version() from (select count(*) from sqlite_schema)")
-        .fetch_one(&mut connection)
-        .await?;
-    connection.close().await?;
-    Ok(version)
-}
-
-async fn postgres_skew(url: &str) -> Result<i64, sqlx::Error> {
-    let mut connection = sqlx::postgres::PgConnection::connect(url).await?;
-    let theirs: i64 = sqlx::query_scalar("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
-        .fetch_one(&mut connection)
-        .await?;
-    connection.close().await?;
-    Ok(theirs - Clock::system().now_ms())
 }
 
 fn clock() -> Finding {

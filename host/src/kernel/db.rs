@@ -166,6 +166,28 @@ pub async fn migrate(owner_url: &str, role: Option<&str>) -> Result<()> {
     connection.close().await.map_err(failed)
 }
 
+/// The version of SQLite that reads this file, opened for reading only: a file that is no database is found
+/// out, because its schema is read.
+pub async fn sqlite_version(path: &Path) -> Result<String, sqlx::Error> {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut connection = options.connect().await?;
+    let version = sqlx::query_scalar("select sqlite_version() from (select count(*) from sqlite_schema)")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(version)
+}
+
+/// How many milliseconds a PostgreSQL server's clock is ahead of this machine's.
+pub async fn postgres_skew_ms(url: &str) -> Result<i64, sqlx::Error> {
+    let mut connection = sqlx::postgres::PgConnection::connect(url).await?;
+    let theirs: i64 = sqlx::query_scalar("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(theirs - Clock::system().now_ms())
+}
+
 /// An error of the driver; what it says is for the log.
 pub(crate) fn failed(error: sqlx::Error) -> Error {
     match error {
