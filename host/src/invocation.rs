@@ -34,6 +34,8 @@ const LANE_RUNS: u32 = 8;
 const GATE_RUNS: u32 = 64;
 /// Invocations that wait for their tenant's turn: a second of work at the free plan's rate.
 const WAITING: usize = 256;
+/// How much longer than its deadline an invocation may hold its idempotency key.
+const LEASE: Duration = Duration::from_secs(5);
 /// How long an invocation waits for its turn; its deadline runs meanwhile.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -136,22 +138,26 @@ impl Invoker {
     pub async fn run(&self, work: Work) -> Result<Done, Failed> {
         let started = Started::now(self, &work);
         let invocation = started.record.id.clone();
-        self.run_started(work, started).await.map_err(|error| Failed { invocation, error })
+        self.run_claimed(work, started).await.map_err(|error| Failed { invocation, error })
+    }
+
+    /// Look for the answer to a known cause, which costs no place and no instance; else hold the cause's key
+    /// while it runs.
+    async fn run_claimed(&self, work: Work, mut started: Started) -> Result<Done> {
+        let Some(cause) = &work.cause else { return self.run_started(work, started).await };
+        if let Some(done) = self.answered(&work.scope, cause).await.inspect_err(|_| started.forget())? {
+            started.forget();
+            return Ok(done);
+        }
+        let lease = Duration::from_millis(work.scope.plan().timeout_ms) + LEASE;
+        let held = self.0.idempotency.claim(&work.scope, cause, lease).await.inspect_err(|_| started.forget())?;
+        let done = self.run_started(work, started).await;
+        held.release().await;
+        done
     }
 
     async fn run_started(&self, work: Work, mut started: Started) -> Result<Done> {
         let inner = &*self.0;
-        // The answer to a known cause costs no place and no instance.
-        let _claim = match &work.cause {
-            None => None,
-            Some(cause) => {
-                if let Some(done) = self.answered(&work.scope, cause).await.inspect_err(|_| started.forget())? {
-                    started.forget();
-                    return Ok(done);
-                }
-                Some(inner.idempotency.claim(&work.scope, cause).inspect_err(|_| started.forget())?)
-            }
-        };
         let budget = Budget::of(work.scope.plan(), &work.released.manifest.limits);
         let deadline = started.at + budget.timeout;
         let turn = self.turn(&work.scope);

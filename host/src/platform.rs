@@ -55,6 +55,7 @@ impl Platform {
         std::fs::create_dir_all(&data)
             .map_err(|error| Error::invalid(format!("the data folder {} cannot be made: {error}", data.display())))?;
         let db = Db::open(&Location::parse(config.database.url.as_deref(), &data)?).await?;
+        db.follow(&clock).await?;
         let master = master_key(config, &data)?;
         let breaks = if cfg!(debug_assertions) {
             std::env::var("CHALET_BREAK").map(|text| Breaks::parse(&text)).unwrap_or_default()
@@ -81,7 +82,7 @@ impl Platform {
             master: master.clone(),
         });
         let engine = Engine::start(&engine::Config::new(data.join("code"))?, capabilities::ALL, &master)?;
-        let idempotency = Idempotency::new(master.clone());
+        let idempotency = Idempotency::new(master.clone(), db.claims().clone());
         let invoker = Invoker::new(engine.clone(), db.clone(), shard.clone(), services.clone(), idempotency.clone());
 
         let door = Door::new(Parts {
@@ -136,7 +137,7 @@ impl Platform {
 
 /// The background work of a node.
 fn tasks(door: &Door) -> Vec<Task> {
-    let (tally, sweeper) = (door.invoker.tally().clone(), door.clone());
+    let (tally, sweeper, follower) = (door.invoker.tally().clone(), door.clone(), door.clone());
     vec![
         Task::new("write usage and records", FLUSH, move || {
             let tally = tally.clone();
@@ -144,6 +145,10 @@ fn tasks(door: &Door) -> Vec<Task> {
                 tally.flush().await;
                 Ok(())
             }
+        }),
+        Task::new("follow the database's clock", Duration::from_secs(10), move || {
+            let door = follower.clone();
+            async move { door.db.follow(door.shard.clock()).await }
         }),
         Task::new("sweep expired rows", Duration::from_secs(60), move || {
             let door = sweeper.clone();

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 
+use chalet::cli::build;
+use chalet::services::plugins::manifest::Manifest;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::kit::guests::component;
 use crate::kit::server::{Server, Setup, expect};
 
 /// A server that answers 200 to everything and keeps the requests it got.
@@ -66,7 +69,11 @@ async fn a_request_is_sent_once_over_re_runs_and_names_its_cause() {
     let local = format!("127.0.0.1:{port}");
     let server = Server::start_with(Setup::sqlite().with("CHALET_EGRESS_LOCAL", &local));
     let acme = server.tenant("acme").await;
-    acme.deploy("guest-http").await;
+    // A port that is not the scheme's own has to be granted as such.
+    let component = component("guest-http");
+    let mut manifest = Manifest::from_component(&component).expect("a manifest");
+    manifest.grants.egress.push(local.clone());
+    acme.deploy_bytes("guest-http", build::embed_instead(&component, &manifest).expect("embedded")).await;
     let calls = (0..16).map(|n| {
         let body = json!({ "calls": [{ "method": "POST", "url": format!("http://{local}/pay/{n}"), "body": "1" }], "touch": "hot" });
         acme.call(Method::POST, "guest-http", "/send").header("idempotency-key", format!("pay-{n}")).json(&body).send()

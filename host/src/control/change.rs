@@ -1,6 +1,8 @@
 //! A request that changes a tenant's data: its body, read and bounded, and its transaction, in which the
 //! answer to its idempotency key is stored.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -14,8 +16,10 @@ use crate::gateway::Door;
 use crate::gateway::plugin::read_body;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
-use crate::services::idempotency::{self, Answer, Cause, Claim};
+use crate::services::idempotency::{self, Answer, Cause, Held};
 
+/// How long a change may hold its idempotency key.
+const LEASE: Duration = Duration::from_secs(15);
 /// Runs before a conflict is reported.
 const RUNS: u32 = 16;
 
@@ -26,7 +30,7 @@ pub(super) struct Change {
     pub headers: HeaderMap,
     pub body: Bytes,
     cause: Option<Cause>,
-    claim: Option<Claim>,
+    claim: Option<Held>,
     versioned: bool,
     runs: u32,
 }
@@ -79,7 +83,8 @@ impl Change {
     pub(super) async fn begin(&mut self) -> Result<Effects, Response> {
         let door = &self.door;
         if let (None, Some(cause)) = (&self.claim, &self.cause) {
-            self.claim = Some(door.idempotency.claim(&self.scope, cause).map_err(IntoResponse::into_response)?);
+            let held = door.idempotency.claim(&self.scope, cause, LEASE).await;
+            self.claim = Some(held.map_err(IntoResponse::into_response)?);
         }
         let mut effects = door.shard.begin(&self.scope);
         if let Some(cause) = &self.cause {
@@ -97,8 +102,16 @@ impl Change {
     }
 
     /// End a run: store its answer, commit, and answer when that is durable. None means to run again.
-    pub(super) async fn end(&mut self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
+    pub(super) async fn end(&mut self, effects: Effects, answer: Result<Answer>) -> Option<Response> {
         self.runs += 1;
+        let response = self.conclude(effects, answer).await?;
+        if let Some(held) = self.claim.take() {
+            held.release().await;
+        }
+        Some(response)
+    }
+
+    async fn conclude(&self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
         let staged = match answer {
             _ if effects.stale().is_some() => return self.again(),
             Err(error) => Err(error),

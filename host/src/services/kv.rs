@@ -188,6 +188,10 @@ fn place(collection: &str, key: &str) -> Result<Key> {
     if key.is_empty() || key.len() > KEY_BYTES {
         return Err(Error::invalid(format!("a key has 1 to {KEY_BYTES} bytes")));
     }
+    // Text that not every database and tool can hold is refused where it is staged.
+    if key.contains('\0') {
+        return Err(Error::invalid("a key has no NUL in it"));
+    }
     Ok(space(collection)?.key(key.as_bytes().to_vec()))
 }
 
