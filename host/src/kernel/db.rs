@@ -166,6 +166,37 @@ pub async fn migrate(owner_url: &str, role: Option<&str>) -> Result<()> {
     connection.close().await.map_err(failed)
 }
 
+/// What a look at a database found.
+pub struct Look {
+    /// The engine, with its version where it says one.
+    pub engine: String,
+    /// How far its clock is ahead of this machine's, in milliseconds.
+    pub ahead_ms: i64,
+}
+
+/// Open a database as a server would, without changing anything; on SQLite also beside a server that runs.
+/// The file must exist.
+pub async fn look(location: &Location, clock: &Clock) -> Result<Look> {
+    match location {
+        Location::Sqlite { path } => {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
+            let mut connection = options.connect().await.map_err(Error::internal)?;
+            // The schema is read, so that a file that is no database is found out.
+            let version: String =
+                sqlx::query_scalar("select sqlite_version() from (select count(*) from sqlite_schema)")
+                    .fetch_one(&mut connection)
+                    .await
+                    .map_err(Error::internal)?;
+            connection.close().await.map_err(Error::internal)?;
+            Ok(Look { engine: format!("SQLite {version}"), ahead_ms: 0 })
+        }
+        Location::Postgres { url } => {
+            let theirs = PostgresStore::open(url).await?.ask_time().await?;
+            Ok(Look { engine: "PostgreSQL".into(), ahead_ms: theirs - clock.now_ms() })
+        }
+    }
+}
+
 /// An error of the driver; what it says is for the log.
 pub(crate) fn failed(error: sqlx::Error) -> Error {
     match error {
