@@ -7,6 +7,7 @@ mod authorization;
 mod cli;
 mod context;
 mod crash;
+mod durability;
 mod flags;
 mod history;
 mod http;

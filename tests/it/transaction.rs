@@ -56,9 +56,18 @@ async fn increments(servers: &[&Server], key: &str, total: u64) {
                     return;
                 }
                 let ops = json!({ "ops": [{ "op": "add", "key": format!("k{}", n % KEYS), "delta": 1 }] });
-                let answer = http.post(&url).bearer_auth(&key).json(&ops).send().await.expect("an answer");
-                let status = answer.status();
-                assert_eq!(status, StatusCode::OK, "{}", answer.text().await.unwrap_or_default());
+                // What is not acknowledged has no effect, so that it is simply sent again; a conflict that the
+                // host could not resolve would be a broken promise.
+                loop {
+                    let answer = http.post(&url).bearer_auth(&key).json(&ops).send().await.expect("an answer");
+                    let status = answer.status();
+                    if status == StatusCode::OK {
+                        break;
+                    }
+                    let body = answer.text().await.unwrap_or_default();
+                    let busy = status == StatusCode::GATEWAY_TIMEOUT || (status == StatusCode::SERVICE_UNAVAILABLE && !body.contains("outcome_unknown"));
+                    assert!(busy, "{status} {body}");
+                }
             }
         })
     });

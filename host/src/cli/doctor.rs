@@ -12,7 +12,7 @@ use super::toolchain::{self, Status};
 use super::{Failure, Result};
 use crate::config::Config;
 use crate::kernel::clock::{Clock, rfc3339};
-use crate::kernel::db::{self, Location};
+use crate::kernel::db::{self, Db, Location};
 
 /// Below this a disk is full for a database that is about to write its log.
 const DISK_BROKEN: u64 = 100 << 20;
@@ -123,26 +123,43 @@ fn disk(data: &Path) -> Finding {
 }
 
 async fn database(config: &Config, data: &Path) -> Finding {
-    let location = match Location::parse(config.database.url.as_deref(), data) {
+    let url = config.database.url.as_deref();
+    let location = match Location::parse(url, data) {
         Ok(location) => location,
         Err(error) => return Broken(error.message().to_owned(), "correct CHALET_DATABASE_URL".into()),
     };
-    let (name, remedy) = match &location {
-        Location::Sqlite { path } if !path.exists() => return Well("SQLite, made at the first start".into()),
-        Location::Sqlite { .. } => ("SQLite", "restore the file from a backup, or choose another folder with --data"),
-        Location::Postgres { .. } => (
-            "PostgreSQL",
-            "correct CHALET_DATABASE_URL, or run `chalet migrate` with the owner's CHALET_DATABASE_OWNER_URL",
-        ),
-    };
-    match tokio::time::timeout(ANSWER, db::look(&location, &Clock::system())).await {
-        Err(_) => Broken(format!("{name} does not answer"), "see whether it runs and can be reached".into()),
-        Ok(Err(error)) => Broken(format!("{name}: {}", Failure::from(error)), remedy.into()),
-        Ok(Ok(look)) if look.ahead_ms.abs() > SKEW_MS => Warning(
-            format!("{} answers; its clock is {} s ahead of this machine's", look.engine, look.ahead_ms / 1_000),
-            "synchronise both clocks (NTP): signed webhooks are refused beyond 300 s".into(),
-        ),
-        Ok(Ok(look)) => Well(format!("{} answers", look.engine)),
+    match &location {
+        Location::Sqlite { path } if !path.exists() => Well("SQLite, made at the first start".into()),
+        Location::Sqlite { path } => match db::sqlite_version(path).await {
+            Ok(version) => Well(format!("SQLite {version}, {}", path.display())),
+            Err(error) => Broken(
+                format!("{}: {error}", path.display()),
+                "restore the file from a backup, or choose another folder with --data".into(),
+            ),
+        },
+        Location::Postgres { url } => {
+            // As a server does, so that a role with too many rights or an old schema is found too.
+            let opened = tokio::time::timeout(ANSWER, Db::open(&location)).await;
+            let skew = match opened {
+                Err(_) => {
+                    Err(("PostgreSQL does not answer".to_owned(), "see whether it runs and can be reached".to_owned()))
+                }
+                Ok(Err(error)) => Err((
+                    format!("PostgreSQL: {}", Failure::from(error)),
+                    "correct CHALET_DATABASE_URL, or run `chalet migrate` with the owner's CHALET_DATABASE_OWNER_URL"
+                        .to_owned(),
+                )),
+                Ok(Ok(_)) => Ok(postgres_skew(url).await.unwrap_or(0)),
+            };
+            match skew {
+                Err((found, remedy)) => Broken(found, remedy),
+                Ok(ms) if ms.abs() > SKEW_MS => Warning(
+                    format!("PostgreSQL answers; its clock is {} s away from this machine's", ms / 1_000),
+                    "synchronise both clocks (NTP): signed webhooks are refused beyond 300 s".into(),
+                ),
+                Ok(_) => Well("PostgreSQL answers, and the role is as it should be".into()),
+            }
+        }
     }
 }
 

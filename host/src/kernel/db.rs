@@ -166,35 +166,26 @@ pub async fn migrate(owner_url: &str, role: Option<&str>) -> Result<()> {
     connection.close().await.map_err(failed)
 }
 
-/// What a look at a database found.
-pub struct Look {
-    /// The engine, with its version where it says one.
-    pub engine: String,
-    /// How far its clock is ahead of this machine's, in milliseconds.
-    pub ahead_ms: i64,
+/// The version of SQLite that reads this file, opened for reading only: a file that is no database is found
+/// out, because its schema is read.
+pub async fn sqlite_version(path: &Path) -> Result<String, sqlx::Error> {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut connection = options.connect().await?;
+    let version = sqlx::query_scalar("select sqlite_version() from (select count(*) from sqlite_schema)")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(version)
 }
 
-/// Open a database as a server would, without changing anything; on SQLite also beside a server that runs.
-/// The file must exist.
-pub async fn look(location: &Location, clock: &Clock) -> Result<Look> {
-    match location {
-        Location::Sqlite { path } => {
-            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
-            let mut connection = options.connect().await.map_err(Error::internal)?;
-            // The schema is read, so that a file that is no database is found out.
-            let version: String =
-                sqlx::query_scalar("select sqlite_version() from (select count(*) from sqlite_schema)")
-                    .fetch_one(&mut connection)
-                    .await
-                    .map_err(Error::internal)?;
-            connection.close().await.map_err(Error::internal)?;
-            Ok(Look { engine: format!("SQLite {version}"), ahead_ms: 0 })
-        }
-        Location::Postgres { url } => {
-            let theirs = PostgresStore::open(url).await?.ask_time().await?;
-            Ok(Look { engine: "PostgreSQL".into(), ahead_ms: theirs - clock.now_ms() })
-        }
-    }
+/// How many milliseconds a PostgreSQL server's clock is ahead of this machine's.
+pub async fn postgres_skew_ms(url: &str) -> Result<i64, sqlx::Error> {
+    let mut connection = sqlx::postgres::PgConnection::connect(url).await?;
+    let theirs: i64 = sqlx::query_scalar("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(theirs - Clock::system().now_ms())
 }
 
 /// An error of the driver; what it says is for the log.
