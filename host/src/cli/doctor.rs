@@ -149,7 +149,7 @@ async fn database(config: &Config, data: &Path) -> Finding {
                     "correct CHALET_DATABASE_URL, or run `chalet migrate` with the owner's CHALET_DATABASE_OWNER_URL"
                         .to_owned(),
                 )),
-                Ok(Ok(_)) => Ok(postgres_skew(url).await.unwrap_or(0)),
+                Ok(Ok(_)) => Ok(db::postgres_skew_ms(url).await.unwrap_or(0)),
             };
             match skew {
                 Err((found, remedy)) => Broken(found, remedy),
