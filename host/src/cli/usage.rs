@@ -2,6 +2,7 @@
 
 use clap::Args;
 use reqwest::Method;
+use serde_json::Value;
 
 use super::Result;
 use super::client::{Client, Connection, ForTenant};
@@ -15,17 +16,17 @@ pub(super) struct Usage {
     /// The meter.
     #[arg(long)]
     meter: Option<String>,
-    /// From this time on, RFC 3339: 2026-01-31T00:00:00Z.
+    /// From this time on, RFC 3339: 2026-01-31T00:00:00Z. If not given, 31 days.
     #[arg(long, value_name = "TIME", requires = "meter")]
     from: Option<String>,
     /// Up to this time, which is not included.
     #[arg(long, value_name = "TIME", requires = "meter")]
     to: Option<String>,
     /// One row for each minute, hour, day or month.
-    #[arg(long, requires = "meter")]
+    #[arg(long, requires = "meter", value_parser = ["minute", "hour", "day", "month"])]
     window: Option<String>,
-    /// One row for each value of these properties.
-    #[arg(long, value_name = "NAME", requires = "meter")]
+    /// One row for each value of these properties, with commas between their names.
+    #[arg(long, value_name = "NAMES", requires = "meter")]
     group_by: Option<String>,
 }
 
@@ -33,16 +34,18 @@ impl Usage {
     pub(super) async fn run(self, connection: &Connection) -> Result<()> {
         let client = Client::new(connection)?;
         let Some(meter) = &self.meter else {
-            let meters = client.list(&self.of.path(&["meters"]), 1_000).await?;
+            let meters = client.get(&self.of.path(&["meters"])).await?;
             if connection.json {
-                say_json(&meters.to_json());
+                say_json(&meters);
                 return Ok(());
             }
-            let name = |meter| [field(meter, "name"), field(meter, "id")].into_iter().find(|name| !name.is_empty());
-            let row =
-                |meter| [name(meter).unwrap_or_default(), field(meter, "aggregation"), field(meter, "event_type")];
-            let rows: Vec<_> = meters.data.iter().map(row).collect();
-            table(["METER", "AGGREGATION", "EVENTS"], &rows, "no meters yet; a meter exists once it was recorded");
+            let row = |meter: &Value| {
+                let how = &meter["definition"];
+                let kind = field(meter, "kind").replace('_', "-");
+                [field(meter, "name"), kind, field(how, "aggregation"), field(how, "event_type")]
+            };
+            let rows: Vec<_> = meters["data"].as_array().into_iter().flatten().map(row).collect();
+            table(["METER", "KIND", "AGGREGATION", "EVENTS"], &rows, "no meters yet; one exists once it was recorded");
             return Ok(());
         };
         let mut query = vec![("meter", meter)];
@@ -53,7 +56,7 @@ impl Usage {
             say_json(&usage);
             return Ok(());
         }
-        let group = |row: &serde_json::Value| {
+        let group = |row: &Value| {
             let parts = row["group"].as_object().into_iter().flatten();
             parts.map(|(name, value)| format!("{name}={}", text(value))).collect::<Vec<_>>().join(" ")
         };

@@ -130,8 +130,12 @@ impl Answer {
         if self.status == status {
             return Ok(self);
         }
-        let text: String = self.text().chars().take(300).collect();
-        failed(format!("answered {}, and should have answered {status}: {text}", self.status))
+        // A problem's code and detail say it all; anything else is shown as it came, in part.
+        let said = match (self.code(), self.field("detail")) {
+            (code, Ok(detail)) if !code.is_empty() => format!("{code}: {detail}"),
+            _ => self.text().chars().take(200).collect(),
+        };
+        failed(format!("answered {}, and should have answered {status}; {said}", self.status))
     }
 
     pub(super) fn header(&self, name: &str) -> String {
