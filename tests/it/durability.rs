@@ -14,7 +14,15 @@ const WRITES: usize = 30;
 /// strace on a running server, writing the calls that matter to a file.
 fn trace(pid: u32, log: &Path) -> Child {
     let mut strace = Command::new("strace");
-    strace.args(["-f", "-qq", "-s", "64", "-e", "trace=fdatasync,fsync,read,recvfrom,write,writev,sendto,sendmsg", "-p"]);
+    strace.args([
+        "-f",
+        "-qq",
+        "-s",
+        "64",
+        "-e",
+        "trace=fdatasync,fsync,read,recvfrom,write,writev,sendto,sendmsg",
+        "-p",
+    ]);
     strace.arg(pid.to_string()).arg("-o").arg(log).stdout(Stdio::null()).stderr(Stdio::null());
     let child = strace.spawn().expect("strace runs; tests/prepare.sh installs it");
     let started = Instant::now();

@@ -43,7 +43,8 @@ async fn each_misbehaviour_is_an_error_of_its_own_and_commits_nothing() {
     // Time enough that on a slow machine, too, the limit that each case is about is the one that ends it.
     let plan = json!({ "timeout_ms": 60_000, "fuel": 500_000_000 });
     expect(server.admin(Method::PUT, "/v1/plans/patient").json(&plan), StatusCode::OK).await;
-    expect(server.admin(Method::PATCH, "/v1/tenants/hostile").json(&json!({ "plan": "patient" })), StatusCode::OK).await;
+    expect(server.admin(Method::PATCH, "/v1/tenants/hostile").json(&json!({ "plan": "patient" })), StatusCode::OK)
+        .await;
     hostile.deploy("guest-misbehave").await;
     let neighbour = server.tenant("neighbour").await;
     neighbour.deploy("guest-hello").await;

@@ -65,7 +65,8 @@ async fn increments(servers: &[&Server], key: &str, total: u64) {
                         break;
                     }
                     let body = answer.text().await.unwrap_or_default();
-                    let busy = status == StatusCode::GATEWAY_TIMEOUT || (status == StatusCode::SERVICE_UNAVAILABLE && !body.contains("outcome_unknown"));
+                    let busy = status == StatusCode::GATEWAY_TIMEOUT
+                        || (status == StatusCode::SERVICE_UNAVAILABLE && !body.contains("outcome_unknown"));
                     assert!(busy, "{status} {body}");
                 }
             }
