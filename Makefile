@@ -1,6 +1,6 @@
 # The commands of this repository. `make demo` and `make test` set up all they need.
 
-.PHONY: demo test lint fmt bench soak
+.PHONY: demo test lint fmt prepare
 
 # The main job, end to end, on the embedded default.
 demo:
@@ -25,6 +25,5 @@ fmt:
 	cargo fmt --all
 	cd tests/guests && cargo fmt --all
 
-.PHONY: prepare
 prepare:
 	@tests/prepare.sh

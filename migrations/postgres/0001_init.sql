@@ -39,14 +39,6 @@ create table due (
 );
 create index due_time on due (kind, due_at_ms);
 
--- Usage of invocations that committed nothing, one row a flush; (node, n) makes a retry harmless.
-create table usage_batches (
-    node text collate "C" not null,
-    n bigint not null,
-    sums text not null,
-    primary key (node, n)
-);
-
 -- Tenant data. Every key begins with the tenant.
 
 -- One row a tenant: its commits are numbered by seq, which is also the version of the rows they wrote.

@@ -32,14 +32,6 @@ create table due (
 ) without rowid;
 create index due_time on due (kind, due_at_ms);
 
--- Usage of invocations that committed nothing, one row a flush; (node, n) makes a retry harmless.
-create table usage_batches (
-    node text not null,
-    n integer not null,
-    sums text not null,
-    primary key (node, n)
-) without rowid;
-
 -- Tenant data. Every key begins with the tenant.
 
 -- One row a tenant: its commits are numbered by seq, which is also the version of the rows they wrote.

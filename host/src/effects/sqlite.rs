@@ -694,8 +694,3 @@ async fn write_due(connection: &mut SqliteConnection, due: &BTreeMap<&TenantId, 
     query.build().execute(connection).await.map_err(failed)?;
     Ok(())
 }
-
-/// A space name as a row has it, for code that walks rows of all spaces.
-pub(crate) fn space_of(row: &SqliteRow) -> Result<Space> {
-    Ok(Space::from_row(row.try_get("space").map_err(failed)?))
-}
