@@ -18,7 +18,7 @@ use chalet::effects::{Breaks, Effects, Row, Shard, Space, Value, Verdict};
 use chalet::kernel::clock::Clock;
 use chalet::kernel::error::{Kind, Result};
 use chalet::kernel::tenant::TenantScope;
-use chalet_tests::store::Bench;
+use crate::kit::store::Bench;
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};

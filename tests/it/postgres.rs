@@ -3,7 +3,7 @@
 use chalet::kernel::clock::Clock;
 use chalet::kernel::db::{Db, Location, migrate};
 use chalet::kernel::error::Kind;
-use chalet_tests::postgres::{self, Database};
+use crate::kit::postgres::{self, Database};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 
 /// Tables with a `tenant_id` that are read before a tenant is known, or that name tenants without content.

@@ -10,7 +10,7 @@ use chalet::effects::{
 };
 use chalet::kernel::error::{Error, Kind};
 use chalet::kernel::tenant::{Plan, TenantScope};
-use chalet_tests::store::Bench;
+use crate::kit::store::Bench;
 use futures_util::future::join_all;
 
 /// A space whose rows the quota counts, as a tenant's own collections are.

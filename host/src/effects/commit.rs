@@ -153,6 +153,11 @@ impl Shard {
         self.queue().waiting
     }
 
+    /// Forget the rows of a tenant that was deleted.
+    pub fn forget(&self, scope: &TenantScope) {
+        self.0.cache.forget(Some(scope.id()));
+    }
+
     /// Whether rule R2 is off.
     pub(crate) fn checks_off(&self) -> bool {
         self.0.breaks.opacity
@@ -161,6 +166,11 @@ impl Shard {
     /// Begin a transaction at the shard's time.
     pub fn begin(&self, scope: &TenantScope) -> Effects {
         Effects::new(self.clone(), scope.clone(), self.0.clock.now_ms())
+    }
+
+    /// Begin a transaction at a time that was fixed before.
+    pub fn begin_at(&self, scope: &TenantScope, now_ms: i64) -> Effects {
+        Effects::new(self.clone(), scope.clone(), now_ms)
     }
 
     /// Read rows, from the cache where that is allowed. `snapshot` is the state that the caller has already
@@ -233,6 +243,15 @@ impl Shard {
     /// Run a transaction of the host's own until it commits, at most 16 times. What the closure stages is
     /// committed at once; a closure that stages nothing has read one consistent state.
     pub async fn transact<T>(&self, scope: &TenantScope, run: impl AsyncFn(&mut Effects) -> Result<T>) -> Result<T> {
+        self.transact_tagged(scope, run).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, with the state that the commit made; none if there was nothing to commit.
+    pub async fn transact_tagged<T>(
+        &self,
+        scope: &TenantScope,
+        run: impl AsyncFn(&mut Effects) -> Result<T>,
+    ) -> Result<(T, Option<Tag>)> {
         for _ in 0..RUNS {
             let mut effects = self.begin(scope);
             let answer = run(&mut effects).await;
@@ -241,10 +260,10 @@ impl Shard {
             }
             let answer = answer?;
             if effects.is_empty() {
-                return Ok(answer);
+                return Ok((answer, None));
             }
             match self.commit(effects.into_set(None, None)).await? {
-                Verdict::Committed { .. } => return Ok(answer),
+                Verdict::Committed { tag } => return Ok((answer, Some(tag))),
                 Verdict::Conflict { .. } => {}
                 Verdict::Refused(error) => return Err(error),
             }

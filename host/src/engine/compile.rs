@@ -1,0 +1,397 @@
+//! Compiling strangers' components where it can do no harm: in a child process that has nothing.
+//!
+//! The child is this same binary under `chalet compile-worker`. It gets no environment and no files, limits
+//! its own memory, time, files and priority before it reads a byte, and is killed when it takes too long.
+//! A compiler that runs out of memory aborts rather than fails; here the abort is an answer.
+//!
+//! What comes back is machine code. It is trusted as far as the compiler is: the node signs it.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::hash::Hash;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::process::{Resource, Rlimit};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+use tokio::sync::Semaphore;
+
+use crate::engine::config;
+use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::tenant::{TenantId, TenantScope};
+
+/// The hidden command that makes the binary a compile worker.
+pub const WORKER_ARGUMENT: &str = "compile-worker";
+
+/// Address space of a worker: the largest real guests need 313 MB.
+const MEMORY_BYTES: u64 = 2 << 30;
+/// Seconds of CPU time: the largest real guests need 10 on a slow core.
+const CPU_SECONDS: u64 = 30;
+/// File descriptors: three are used.
+const FILES: u64 = 16;
+/// Bytes that a worker may write to a file; it writes to a pipe only.
+const FILE_BYTES: u64 = 256 << 20;
+/// How much later than others a worker gets the processor.
+const NICE: i32 = 10;
+/// Wall-clock time of a job, on a machine that is busy with other things.
+const WALL: Duration = Duration::from_secs(60);
+/// Bytes of a component that a worker reads; plans allow less.
+const INPUT_BYTES: u64 = 64 << 20;
+/// Bytes of code that the node takes: about six times the largest component's.
+const OUTPUT_BYTES: u64 = 256 << 20;
+/// Bytes of a worker's complaints that are logged.
+const COMPLAINT_BYTES: u64 = 4 << 10;
+/// Jobs that wait, all tenants; each holds its component in memory.
+const WAITING: usize = 64;
+/// Jobs of one tenant that wait: a project's plugins deployed at once.
+const WAITING_PER_TENANT: usize = 16;
+
+/// The first byte of a worker's answer.
+const COMPILED: u8 = 0;
+const REFUSED: u8 = 1;
+
+/// Why there is no code.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// Whether the same component will fail again.
+    pub(super) lasting: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, lasting: false }
+    }
+}
+
+/// Runs compile workers: a bounded number at a time, one per tenant, the rest in a bounded queue.
+pub(super) struct Compiler {
+    worker: Vec<OsString>,
+    jobs: Semaphore,
+    waiting: AtomicUsize,
+    tenants: Keyed<TenantId>,
+}
+
+impl Compiler {
+    pub(super) fn new(worker: Vec<OsString>, jobs: usize) -> Self {
+        Self { worker, jobs: Semaphore::new(jobs.max(1)), waiting: AtomicUsize::new(0), tenants: Keyed::default() }
+    }
+
+    /// The code of a component. Dropping the future kills the worker.
+    pub(super) async fn compile(&self, scope: &TenantScope, wasm: Bytes) -> Result<Vec<u8>, Failed> {
+        let _place = Place::take(&self.waiting)?;
+        if self.tenants.holders(scope.id()) >= WAITING_PER_TENANT {
+            return Err(overloaded().into());
+        }
+        let _tenant = self.tenants.lock(scope.id()).await;
+        let _job = self.jobs.acquire().await.map_err(Error::internal)?;
+        self.run(wasm).await
+    }
+
+    async fn run(&self, wasm: Bytes) -> Result<Vec<u8>, Failed> {
+        let mut child = self.start()?;
+        let (Some(mut input), Some(mut output), Some(complaints)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(Error::internal("a compile worker has no pipes").into());
+        };
+        let write = async {
+            // A worker that dies early closes its end; why it died is asked below.
+            let _ = input.write_all(&(wasm.len() as u64).to_le_bytes()).await;
+            let _ = input.write_all(&wasm).await;
+            drop(input);
+        };
+        let listen = async {
+            let mut text = Vec::new();
+            let _ = complaints.take(COMPLAINT_BYTES).read_to_end(&mut text).await;
+            text
+        };
+        let job = async { tokio::join!(write, answer(&mut output), listen, child.wait()) };
+        let Ok(((), answered, complaints, status)) = tokio::time::timeout(WALL, job).await else {
+            // The child is killed when it is dropped.
+            return Err(limit(format!("{} s", WALL.as_secs()), false));
+        };
+        match answered {
+            Ok((COMPILED, code)) => Ok(code),
+            Ok((REFUSED, message)) => {
+                let message = String::from_utf8_lossy(&message).into_owned();
+                Err(Failed { error: Error::new(Kind::Invalid, "component_invalid", message), lasting: true })
+            }
+            Ok((other, _)) => Err(Error::internal(format!("a compile worker answered {other}")).into()),
+            Err(_) => {
+                let complaints = String::from_utf8_lossy(&complaints).into_owned();
+                tracing::info!(?status, complaints, "a compile worker died");
+                Err(death(&status.map_err(Error::internal)?))
+            }
+        }
+    }
+
+    fn start(&self) -> Result<Child> {
+        let (program, arguments) = self.worker.split_first().ok_or_else(|| Error::internal("no compile worker is set"))?;
+        Command::new(program)
+            .args(arguments)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(Error::internal)
+    }
+}
+
+/// The worker's answer: a byte, a length, and as many bytes.
+async fn answer(output: &mut tokio::process::ChildStdout) -> std::io::Result<(u8, Vec<u8>)> {
+    let kind = output.read_u8().await?;
+    let length = output.read_u64_le().await?;
+    if length > OUTPUT_BYTES {
+        return Err(std::io::Error::other("the answer is too long"));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    output.take(length).read_to_end(&mut bytes).await?;
+    if bytes.len() as u64 == length { Ok((kind, bytes)) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// What a worker that gave no answer died of.
+fn death(status: &ExitStatus) -> Failed {
+    use rustix::process::Signal;
+    let died_of = |signal: Signal| status.signal() == Some(signal.as_raw());
+    if died_of(Signal::XCPU) {
+        limit(format!("{CPU_SECONDS} s of processor time"), true)
+    } else if died_of(Signal::ABORT) {
+        limit(format!("{} MiB of memory", MEMORY_BYTES >> 20), true)
+    } else if died_of(Signal::SEGV) || died_of(Signal::BUS) {
+        limit("the compiler's stack".into(), true)
+    } else {
+        // Killed from outside, or something that no limit explains: the next try may succeed.
+        limit("what the machine had left".into(), false)
+    }
+}
+
+fn limit(limit: String, lasting: bool) -> Failed {
+    let message = format!("compiling the component needs more than {limit}; make its functions smaller");
+    Failed { error: Error::new(Kind::Invalid, "compile_limit", message), lasting }
+}
+
+fn overloaded() -> Error {
+    Error::unavailable("overloaded", "too many components wait to be compiled; try again").retry_after(Duration::from_secs(5))
+}
+
+/// A place in the queue; given back when dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicUsize) -> Result<Self> {
+        if waiting.fetch_add(1, Ordering::Relaxed) >= WAITING {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(overloaded());
+        }
+        Ok(Self(waiting))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A lock per key, which exists while somebody holds it or waits for it.
+pub(super) struct Keyed<K>(Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>);
+
+impl<K> Default for Keyed<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+/// The held lock of a key.
+pub(super) struct Held<'a, K: Hash + Eq> {
+    keyed: &'a Keyed<K>,
+    key: K,
+    guard: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+impl<K: Hash + Eq + Clone> Keyed<K> {
+    pub(super) async fn lock(&self, key: &K) -> Held<'_, K> {
+        let lock = self.locks().entry(key.clone()).or_default().clone();
+        // Made before the wait, so that a waiter that is dropped cleans up too.
+        let mut held = Held { keyed: self, key: key.clone(), guard: None };
+        held.guard = Some(lock.lock_owned().await);
+        held
+    }
+
+    /// How many hold the key's lock or wait for it.
+    fn holders(&self, key: &K) -> usize {
+        self.locks().get(key).map_or(0, |lock| Arc::strong_count(lock) - 1)
+    }
+}
+
+impl<K> Keyed<K> {
+    fn locks(&self) -> std::sync::MutexGuard<'_, HashMap<K, Arc<tokio::sync::Mutex<()>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Hash + Eq> Drop for Held<'_, K> {
+    fn drop(&mut self) {
+        self.guard = None;
+        let mut locks = self.keyed.locks();
+        if locks.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            locks.remove(&self.key);
+        }
+    }
+}
+
+/// The body of a compile worker: a component on standard input, its code on standard output.
+pub fn worker_main() -> ExitCode {
+    match work(std::io::stdin().lock(), std::io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work(mut input: impl Read, mut output: impl Write) -> std::io::Result<()> {
+    confine()?;
+    let mut length = [0; 8];
+    input.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > INPUT_BYTES {
+        return Err(std::io::Error::other("the component is too long"));
+    }
+    let mut wasm = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    input.take(length).read_to_end(&mut wasm)?;
+    let engine = config::compiler().map_err(std::io::Error::other)?;
+    let (kind, bytes) = match engine.precompile_component(&wasm) {
+        Ok(code) => (COMPILED, code),
+        Err(error) => (REFUSED, complaint(&error).into_bytes()),
+    };
+    output.write_all(&[kind])?;
+    output.write_all(&(bytes.len() as u64).to_le_bytes())?;
+    output.write_all(&bytes)?;
+    output.flush()
+}
+
+/// What the component's author reads: the outermost two reasons, on one line, bounded.
+fn complaint(error: &wasmtime::Error) -> String {
+    let reasons: Vec<_> = error.chain().take(2).map(|reason| reason.to_string().replace(char::is_control, " ")).collect();
+    let text = format!("the component does not compile: {}", reasons.join(": "));
+    text[..text.floor_char_boundary(500)].to_owned()
+}
+
+/// Give up what a compiler does not need. From here on, whatever the input does ends with this process.
+fn confine() -> std::io::Result<()> {
+    let limits = [
+        (Resource::As, MEMORY_BYTES, MEMORY_BYTES),
+        // The soft limit ends the process with a signal of its own, so that the node can say why.
+        (Resource::Cpu, CPU_SECONDS, CPU_SECONDS + 1),
+        (Resource::Nofile, FILES, FILES),
+        (Resource::Core, 0, 0),
+        (Resource::Fsize, FILE_BYTES, FILE_BYTES),
+    ];
+    for (resource, soft, hard) in limits {
+        let hard = rustix::process::getrlimit(resource).maximum.map_or(hard, |maximum| maximum.min(hard));
+        rustix::process::setrlimit(resource, Rlimit { current: Some(soft.min(hard)), maximum: Some(hard) })?;
+    }
+    rustix::process::nice(NICE)?;
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The test binary itself as a worker. The test harness writes to standard output, so the worker's
+    /// answer goes through another descriptor.
+    pub(in super::super) fn worker() -> Vec<OsString> {
+        let binary = std::env::current_exe().expect("this binary").into_os_string();
+        let script = "exec 3>&1 >/dev/null; exec \"$0\" --exact engine::compile::tests::be_a_worker --ignored --nocapture --test-threads=1";
+        vec!["/bin/sh".into(), "-c".into(), script.into(), binary]
+    }
+
+    #[test]
+    #[ignore = "the body of the workers that other tests start"]
+    fn be_a_worker() {
+        let output = std::fs::OpenOptions::new().write(true).open("/proc/self/fd/3").expect("the answer's descriptor");
+        work(std::io::stdin().lock(), output).expect("works");
+    }
+
+    fn scope(id: &str) -> TenantScope {
+        TenantScope::mint(TenantId::from_row(id), id.into(), Arc::default())
+    }
+
+    async fn compile(wat: &str) -> Result<Vec<u8>, Failed> {
+        let wasm = wat::parse_str(wat).expect("text");
+        Compiler::new(worker(), 1).compile(&scope("a"), wasm.into()).await
+    }
+
+    #[tokio::test]
+    async fn a_component_comes_back_as_code_and_a_wrong_one_as_its_fault() {
+        let code = compile("(component)").await.expect("compiles");
+        assert!(wasmtime::Engine::detect_precompiled(&code).is_some());
+        let failed = Compiler::new(worker(), 1).compile(&scope("a"), Bytes::from_static(b"\0asm\x0d\0\x01\0\x01")).await.unwrap_err();
+        assert_eq!((failed.error.code(), failed.lasting), ("component_invalid", true));
+    }
+
+    #[tokio::test]
+    async fn a_component_that_asks_for_too_much_memory_kills_its_worker_only() {
+        // Each level holds two instances of the one below: 2^26 in the end.
+        let mut text = String::from("(component $c0 (core module $m) (core instance (instantiate $m)))");
+        for level in 1..=26 {
+            text = format!("(component $c{level} {text} (instance (instantiate $c{0})) (instance (instantiate $c{0})))", level - 1);
+        }
+        let failed = compile(&text).await.unwrap_err();
+        assert_eq!((failed.error.code(), failed.lasting), ("compile_limit", true), "{:?}", failed.error);
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_cannot_start_or_says_nothing_is_no_fault_of_the_component() {
+        let dead = Compiler::new(vec!["/bin/false".into()], 1);
+        let failed = dead.compile(&scope("a"), Bytes::from_static(b"x")).await.unwrap_err();
+        assert_eq!((failed.error.code(), failed.lasting), ("compile_limit", false));
+        let missing = Compiler::new(vec!["/nonexistent".into()], 1);
+        assert_eq!(missing.compile(&scope("a"), Bytes::new()).await.unwrap_err().error.code(), "internal");
+    }
+
+    #[tokio::test]
+    async fn the_queue_is_bounded_and_a_tenant_has_one_job_at_a_time() {
+        let compiler = Arc::new(Compiler::new(vec!["/bin/sleep".into(), "60".into()], 2));
+        let mut jobs = tokio::task::JoinSet::new();
+        let start = |jobs: &mut tokio::task::JoinSet<_>, tenant: &'static str| {
+            let compiler = compiler.clone();
+            jobs.spawn(async move { compiler.compile(&scope(tenant), Bytes::new()).await.map(drop) });
+        };
+        for _ in 0..WAITING_PER_TENANT {
+            start(&mut jobs, "a");
+        }
+        while compiler.tenants.holders(&TenantId::from_row("a")) < WAITING_PER_TENANT {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(compiler.jobs.available_permits(), 1);
+        start(&mut jobs, "a");
+        let refused = jobs.join_next().await.expect("a job").expect("ends").unwrap_err();
+        assert_eq!(refused.error.code(), "overloaded");
+        for tenant in ["b", "c", "d"] {
+            for _ in 0..WAITING_PER_TENANT {
+                start(&mut jobs, tenant);
+            }
+        }
+        while compiler.waiting.load(Ordering::Relaxed) < WAITING {
+            tokio::task::yield_now().await;
+        }
+        start(&mut jobs, "e");
+        assert_eq!(jobs.join_next().await.expect("a job").expect("ends").unwrap_err().error.code(), "overloaded");
+        jobs.shutdown().await;
+        assert_eq!(compiler.waiting.load(Ordering::Relaxed), 0);
+        assert!(compiler.tenants.locks().is_empty());
+    }
+}

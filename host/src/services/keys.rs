@@ -1,0 +1,371 @@
+//! API keys: who calls, for which tenant, with which rights.
+//!
+//! A key is `chalet_` + 12 base62 (its public id) + `_` + 32 base62 (secret, about 190 bits) + 6 base62
+//! (CRC-32 of all before it), so that a mistyped key is refused without a look-up and a scanner can tell
+//! a leaked one. Stored are the id and an HMAC of the secret; the key itself is shown once. The operator's
+//! first key may be any 32 to 128 of `A-Z a-z 0-9 _ -`.
+
+use std::fmt;
+
+use moka::sync::Cache;
+use serde::Serialize;
+use subtle::ConstantTimeEq;
+
+use crate::kernel::clock::Clock;
+use crate::kernel::db::{Db, column, failed};
+use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::secret::Master;
+use crate::kernel::tenant::{TenantId, TenantScope};
+use crate::services::directory::FRESH;
+
+/// The row of the operator's first key.
+const FIRST: &str = "admin";
+/// Keys of one tenant: enough for one a service and a person, few enough to list.
+const KEYS: usize = 1_000;
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// What a key may do; each includes what stands below it in its column of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Everything, for every tenant.
+    PlatformAdmin,
+    /// Everything in one tenant.
+    TenantAdmin,
+    /// Change data of one tenant.
+    TenantWrite,
+    /// Read data of one tenant.
+    TenantRead,
+    /// Call plugins of one tenant.
+    Invoke,
+}
+
+impl Right {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::PlatformAdmin, "platform:admin"),
+        (Self::TenantAdmin, "tenant:admin"),
+        (Self::TenantWrite, "tenant:write"),
+        (Self::TenantRead, "tenant:read"),
+        (Self::Invoke, "invoke"),
+    ];
+
+    /// The right's name in a key's scopes.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(right, _)| *right == self).map_or("", |(_, name)| name)
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, known)| *known == name).map(|(right, _)| *right)
+    }
+
+    /// Whether holding `self` includes `other`.
+    fn includes(self, other: Self) -> bool {
+        match self {
+            Self::PlatformAdmin => true,
+            Self::TenantAdmin => other != Self::PlatformAdmin,
+            Self::TenantWrite => matches!(other, Self::TenantWrite | Self::TenantRead),
+            Self::TenantRead => other == Self::TenantRead,
+            Self::Invoke => other == Self::Invoke,
+        }
+    }
+}
+
+/// Who presented a valid key.
+#[derive(Clone, Debug)]
+pub struct Principal {
+    /// The key's public id.
+    pub key: String,
+    /// The one tenant that the key is for; none for the operator's.
+    pub tenant: Option<TenantId>,
+    rights: Vec<Right>,
+}
+
+impl Principal {
+    /// Whether the key has this right.
+    pub fn may(&self, right: Right) -> bool {
+        self.rights.iter().any(|held| held.includes(right))
+    }
+}
+
+/// A key as a list shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// The public id.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Its rights.
+    pub scopes: Vec<String>,
+    /// When it was made.
+    pub created_at_ms: i64,
+}
+
+/// A key that was just made; the only time that its text exists here.
+pub struct Minted {
+    /// As a list shows it.
+    pub listed: Listed,
+    /// The key's text.
+    pub key: String,
+}
+
+impl fmt::Debug for Minted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.listed.fmt(f)
+    }
+}
+
+#[derive(Clone)]
+struct Stored {
+    tenant: Option<TenantId>,
+    digest: Vec<u8>,
+    rights: Vec<Right>,
+}
+
+/// The API keys of this database.
+#[derive(Clone)]
+pub struct Keys {
+    db: Db,
+    clock: Clock,
+    master: Master,
+    known: Cache<String, Option<Stored>>,
+}
+
+impl Keys {
+    /// The keys in this database, digested under this master key.
+    pub fn new(db: Db, clock: Clock, master: Master) -> Self {
+        Self { db, clock, master, known: Cache::builder().max_capacity(100_000).time_to_live(FRESH).build() }
+    }
+
+    /// Make `key` the operator's first key, replacing the one that was set this way before.
+    pub async fn set_first(&self, key: &str) -> Result<()> {
+        let fits = (32..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        if !fits {
+            return Err(Error::invalid("the admin key must be 32 to 128 of A-Z, a-z, 0-9, _ and -"));
+        }
+        let digest = self.master.digest("api-key", None, key.as_bytes());
+        sqlx::query(
+            "insert into api_keys (id, tenant_id, name, digest, scopes, created_at_ms) values ($1, null, 'admin', $2, 'platform:admin', $3) \
+             on conflict (id) do update set digest = excluded.digest",
+        )
+        .bind(FIRST)
+        .bind(digest.to_vec())
+        .bind(self.clock.now_ms())
+        .execute(self.db.directory())
+        .await
+        .map_err(failed)?;
+        self.known.invalidate(FIRST);
+        Ok(())
+    }
+
+    /// Whether the operator has any key yet.
+    pub async fn any_admin(&self) -> Result<bool> {
+        let row = sqlx::query("select id from api_keys where tenant_id is null limit 1")
+            .fetch_optional(self.db.directory())
+            .await
+            .map_err(failed)?;
+        Ok(row.is_some())
+    }
+
+    /// Make a key. With an idempotency `seed` the same call makes the same key, so that a repeated request
+    /// neither makes a second one nor loses the first.
+    pub async fn create(&self, scope: Option<&TenantScope>, name: &str, scopes: &[String], seed: Option<&[u8]>) -> Result<Minted> {
+        if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
+            return Err(Error::invalid("a key's name is 1 to 100 characters without control characters"));
+        }
+        let rights = parse_scopes(scopes)?;
+        let tenant = scope.map(TenantScope::id);
+        if tenant.is_none() != rights.contains(&Right::PlatformAdmin) {
+            return Err(Error::invalid("the scope platform:admin is for the operator's keys, every other for a tenant's"));
+        }
+        let random = match seed {
+            Some(seed) => {
+                let wide = |part: &str| self.master.digest(part, tenant, seed);
+                [wide("key-seed-0"), wide("key-seed-1")].concat()
+            }
+            None => rand::random::<[u8; 64]>().to_vec(),
+        };
+        let (id, secret) = (base62(&random[..20], 12), base62(&random[20..], 32));
+        let body = format!("chalet_{id}_{secret}");
+        let key = format!("{body}{}", checksum(&body));
+        let listed = Listed {
+            id: id.clone(),
+            name: name.into(),
+            scopes: rights.iter().map(|right| right.name().to_owned()).collect(),
+            created_at_ms: self.clock.now_ms(),
+        };
+        if let Some(scope) = scope
+            && self.list(Some(scope), None, KEYS).await?.len() >= KEYS
+        {
+            return Err(Error::new(Kind::Exhausted, "too_many_keys", format!("a tenant has at most {KEYS} keys; delete one")));
+        }
+        sqlx::query(
+            "insert into api_keys (id, tenant_id, name, digest, scopes, created_at_ms) values ($1, $2, $3, $4, $5, $6) on conflict (id) do nothing",
+        )
+        .bind(id.as_str())
+        .bind(tenant.map(|tenant| tenant.as_str().to_owned()))
+        .bind(name)
+        .bind(self.master.digest("api-key", None, secret.as_bytes()).to_vec())
+        .bind(listed.scopes.join(" "))
+        .bind(listed.created_at_ms)
+        .execute(self.db.directory())
+        .await
+        .map_err(failed)?;
+        self.known.invalidate(&id);
+        Ok(Minted { listed, key })
+    }
+
+    /// A tenant's keys, or the operator's, in the order of their ids.
+    pub async fn list(&self, scope: Option<&TenantScope>, after: Option<&str>, limit: usize) -> Result<Vec<Listed>> {
+        let rows = sqlx::query(
+            "select id, name, scopes, created_at_ms from api_keys where coalesce(tenant_id, '') = $1 and id > $2 order by id limit $3",
+        )
+        .bind(scope.map_or("", |scope| scope.id().as_str()))
+        .bind(after.unwrap_or(""))
+        .bind(limit as i64)
+        .fetch_all(self.db.directory())
+        .await
+        .map_err(failed)?;
+        rows.iter()
+            .map(|row| {
+                Ok(Listed {
+                    id: column(row, "id")?,
+                    name: column(row, "name")?,
+                    scopes: column::<String>(row, "scopes")?.split(' ').map(str::to_owned).collect(),
+                    created_at_ms: column(row, "created_at_ms")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Revoke a tenant's key: at once here, within [`FRESH`] on other nodes. False if there was none.
+    pub async fn delete(&self, scope: Option<&TenantScope>, id: &str) -> Result<bool> {
+        let done = sqlx::query("delete from api_keys where id = $1 and coalesce(tenant_id, '') = $2")
+            .bind(id)
+            .bind(scope.map_or("", |scope| scope.id().as_str()))
+            .execute(self.db.directory())
+            .await
+            .map_err(failed)?;
+        self.known.invalidate(id);
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Who a credential belongs to; none if it is no valid key. `credential` comes from a stranger.
+    pub async fn authenticate(&self, credential: &str) -> Result<Option<Principal>> {
+        let (id, secret) = match parse(credential) {
+            Parsed::Key { id, secret } => (id, secret),
+            Parsed::Mistyped => return Ok(None),
+            Parsed::Other => (FIRST, credential),
+        };
+        let Some(stored) = self.find(id).await? else { return Ok(None) };
+        let digest = self.master.digest("api-key", None, secret.as_bytes());
+        if !bool::from(digest.as_slice().ct_eq(&stored.digest)) {
+            return Ok(None);
+        }
+        Ok(Some(Principal { key: id.to_owned(), tenant: stored.tenant, rights: stored.rights }))
+    }
+
+    /// Forget what was read, after a tenant was deleted with its keys.
+    pub fn forget_all(&self) {
+        self.known.invalidate_all();
+    }
+
+    async fn find(&self, id: &str) -> Result<Option<Stored>> {
+        if let Some(known) = self.known.get(id) {
+            return Ok(known);
+        }
+        let row = sqlx::query("select tenant_id, digest, scopes from api_keys where id = $1")
+            .bind(id)
+            .fetch_optional(self.db.directory())
+            .await
+            .map_err(failed)?;
+        let stored = match row {
+            None => None,
+            Some(row) => Some(Stored {
+                tenant: column::<Option<String>>(&row, "tenant_id")?.map(|id| TenantId::from_row(&id)),
+                digest: column(&row, "digest")?,
+                rights: column::<String>(&row, "scopes")?.split(' ').filter_map(Right::parse).collect(),
+            }),
+        };
+        self.known.insert(id.to_owned(), stored.clone());
+        Ok(stored)
+    }
+}
+
+fn parse_scopes(scopes: &[String]) -> Result<Vec<Right>> {
+    let known = || Right::ALL.map(|(_, name)| name).join(", ");
+    if scopes.is_empty() || scopes.len() > Right::ALL.len() {
+        return Err(Error::invalid(format!("scopes is a list of one or more of {}", known())));
+    }
+    let mut rights = Vec::new();
+    for scope in scopes {
+        let right = Right::parse(scope).ok_or_else(|| Error::invalid(format!("an unknown scope; the scopes are {}", known())))?;
+        if !rights.contains(&right) {
+            rights.push(right);
+        }
+    }
+    Ok(rights)
+}
+
+enum Parsed<'c> {
+    /// Of a key's form, and its checksum holds.
+    Key { id: &'c str, secret: &'c str },
+    /// Of a key's form, but it was never one.
+    Mistyped,
+    /// Possibly the operator's first key.
+    Other,
+}
+
+fn parse(credential: &str) -> Parsed<'_> {
+    let Some(rest) = credential.strip_prefix("chalet_") else {
+        return if (32..=128).contains(&credential.len()) { Parsed::Other } else { Parsed::Mistyped };
+    };
+    let split = rest.is_ascii() && rest.len() == 12 + 1 + 32 + 6 && rest.as_bytes()[12] == b'_';
+    if !split || checksum(&credential[..7 + 45]) != credential[7 + 45..] {
+        // The operator may have chosen a first key that begins like one of ours.
+        return if rest.len() != 51 && (32..=128).contains(&credential.len()) { Parsed::Other } else { Parsed::Mistyped };
+    }
+    Parsed::Key { id: &rest[..12], secret: &rest[13..45] }
+}
+
+fn checksum(body: &str) -> String {
+    let mut rest = crc32fast::hash(body.as_bytes()) as usize;
+    let mut digits = [b'0'; 6];
+    for digit in digits.iter_mut().rev() {
+        *digit = BASE62[rest % 62];
+        rest /= 62;
+    }
+    digits.iter().map(|digit| char::from(*digit)).collect()
+}
+
+/// `length` base62 digits of random bytes; a byte of 248 or more would favour the first digits and is
+/// reduced by its neighbour instead.
+fn base62(random: &[u8], length: usize) -> String {
+    let fair = random.iter().filter(|byte| **byte < 248);
+    let more = random.iter().map(|byte| byte.wrapping_mul(151).wrapping_add(97));
+    fair.copied().chain(more).take(length).map(|byte| char::from(BASE62[usize::from(byte % 62)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_key_is_told_from_a_real_one_without_a_look_up() {
+        let body = format!("chalet_{}_{}", "a".repeat(12), "B".repeat(32));
+        let key = format!("{body}{}", checksum(&body));
+        assert_eq!(key.len(), 58);
+        assert!(matches!(parse(&key), Parsed::Key { id, secret } if id == "a".repeat(12) && secret == "B".repeat(32)));
+        assert!(matches!(parse(&key.replacen('a', "b", 1).replacen("chblet", "chalet", 1)), Parsed::Mistyped));
+        assert!(matches!(parse(&key[..57]), Parsed::Other | Parsed::Mistyped));
+        assert!(matches!(parse(""), Parsed::Mistyped));
+        assert!(matches!(parse(&"x".repeat(1 << 20)), Parsed::Mistyped));
+        assert!(matches!(parse("chalet_äöüäöüäöüäöüäöüäöüäöüäöüäöüäöüäöüäöü"), Parsed::Other | Parsed::Mistyped));
+    }
+
+    #[test]
+    fn rights_include_what_the_contract_says() {
+        use Right::{Invoke, PlatformAdmin, TenantAdmin, TenantRead, TenantWrite};
+        assert!(PlatformAdmin.includes(Invoke) && TenantAdmin.includes(Invoke) && TenantAdmin.includes(TenantWrite));
+        assert!(TenantWrite.includes(TenantRead) && !TenantRead.includes(TenantWrite) && !TenantWrite.includes(Invoke));
+        assert!(!TenantAdmin.includes(PlatformAdmin) && !Invoke.includes(TenantRead));
+    }
+}
