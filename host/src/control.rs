@@ -15,7 +15,7 @@ mod plans;
 mod plugins;
 mod secrets;
 mod tenants;
-//TMP mod usage;
+mod usage;
 mod webhooks;
 
 use std::net::SocketAddr;
@@ -112,12 +112,12 @@ pub fn table() -> Vec<Route> {
         route!(Tenant(Read), kv::get),
         route!(Tenant(Write), kv::put),
         route!(Tenant(Write), kv::delete),
-//TMP         route!(Tenant(Write), usage::ingest),
-//TMP         route!(Tenant(Read), usage::query),
-//TMP         route!(Tenant(Read), usage::meters),
-//TMP         route!(Tenant(Read), usage::meter),
-//TMP         route!(Tenant(Admin), usage::define),
-//TMP         route!(Tenant(Admin), usage::remove),
+        route!(Tenant(Write), usage::ingest),
+        route!(Tenant(Read), usage::query),
+        route!(Tenant(Read), usage::meters),
+        route!(Tenant(Read), usage::meter),
+        route!(Tenant(Admin), usage::define),
+        route!(Tenant(Admin), usage::remove),
         route!(Tenant(Read), limits::get),
         route!(Tenant(Admin), limits::put),
         route!(Tenant(Write), limits::check),

@@ -132,8 +132,8 @@ async fn concurrent_writes_of_one_tenant_share_transactions() {
 async fn a_call_that_neither_reads_nor_writes_issues_no_statement() {
     let server = Server::start();
     let acme = server.tenant("acme").await;
-    acme.deploy("hello").await;
-    let call = || acme.call(Method::GET, "hello", "/").send();
+    acme.deploy("guest-hello").await;
+    let call = || acme.call(Method::GET, "guest-hello", "/").send();
     assert_eq!(call().await.expect("an answer").status(), StatusCode::OK);
     let statements = async || {
         server.metric("chalet_reads_total").await + server.metric("chalet_commit_batches_total").await

@@ -83,8 +83,10 @@ impl Server {
 
     /// A server on a data folder that may have been used before.
     pub fn start_on(setup: Setup, data: std::sync::Arc<TempDir>) -> Self {
-        let (process, url) = spawn(&setup, data.path());
+        // The client asks for it also where it never speaks TLS; a second installation changes nothing.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().pool_max_idle_per_host(128).build().expect("a client");
+        let (process, url) = spawn(&setup, data.path());
         Self { url, http, data, setup, process: Mutex::new(process) }
     }
 
