@@ -20,7 +20,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, QueryBuilder, Row as _, Sqlite};
 use tokio::sync::Mutex;
 
-use crate::effects::row::{Key, Range, Row, Space, Value};
+use crate::effects::row::{Key, Range, Row, Value};
 use crate::effects::set::{Compute, Facts, Op, Set, Tag, Verdict};
 use crate::effects::{Batching, Breaks, Store, refusal};
 use crate::kernel::error::{Error, Kind, Result};
@@ -688,9 +688,4 @@ async fn write_due(connection: &mut SqliteConnection, due: &BTreeMap<&TenantId, 
     );
     query.build().execute(connection).await.map_err(failed)?;
     Ok(())
-}
-
-/// A space name as a row has it, for code that walks rows of all spaces.
-pub(crate) fn space_of(row: &SqliteRow) -> Result<Space> {
-    Ok(Space::from_row(row.try_get("space").map_err(failed)?))
 }
