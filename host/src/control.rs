@@ -188,9 +188,7 @@ async fn permit(
 ) -> Result<(Principal, Option<TenantScope>)> {
     let principal = door.credentials.authenticate(headers, peer).await?;
     door.limits.host("control", &principal.key, CONTROL).await?.error().map_or(Ok(()), Err)?;
-    let forbidden = |right: &str| {
-        Error::new(Kind::Denied, "forbidden", format!("the key lacks the scope `{right}`"))
-    };
+    let forbidden = |right: &str| Error::new(Kind::Denied, "forbidden", format!("the key lacks the scope `{right}`"));
     match access {
         Access::Platform => {
             if !principal.may(Right::PlatformAdmin) {
@@ -214,7 +212,11 @@ async fn permit(
         }
         Access::Own => {
             let Some(own) = &principal.tenant else {
-                return Err(Error::new(Kind::Denied, "forbidden", "present a tenant's key; the operator's has no tenant"));
+                return Err(Error::new(
+                    Kind::Denied,
+                    "forbidden",
+                    "present a tenant's key; the operator's has no tenant",
+                ));
             };
             if !principal.may(Right::TenantRead) && !principal.may(Right::Invoke) {
                 return Err(forbidden("tenant:read` or `invoke"));

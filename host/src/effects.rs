@@ -381,7 +381,9 @@ impl Effects {
             return Err(Error::new(
                 Kind::Invalid,
                 "too_many_effects",
-                format!("an invocation stages at most {STAGED_ROWS} rows and {STAGED_BYTES} bytes; do the work in several invocations"),
+                format!(
+                    "an invocation stages at most {STAGED_ROWS} rows and {STAGED_BYTES} bytes; do the work in several invocations"
+                ),
             ));
         }
         self.staged_bytes = bytes;

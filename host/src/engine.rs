@@ -166,7 +166,9 @@ impl Engine {
         match self.0.compiler.compile(scope, wasm).await {
             Ok(code) => {
                 let (inner, key) = (self.0.clone(), *digest);
-                tokio::task::spawn_blocking(move || inner.cache.store(&key, &code)).await.map_err(Error::internal)??;
+                tokio::task::spawn_blocking(move || inner.cache.store(&key, &code))
+                    .await
+                    .map_err(Error::internal)??;
             }
             Err(failed) => {
                 if failed.lasting {

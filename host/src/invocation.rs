@@ -34,6 +34,8 @@ const LANE_RUNS: u32 = 8;
 const GATE_RUNS: u32 = 64;
 /// Invocations that wait for their tenant's turn: a second of work at the free plan's rate.
 const WAITING: usize = 256;
+/// How much longer than its deadline an invocation may hold its idempotency key.
+const LEASE: Duration = Duration::from_secs(5);
 /// How long an invocation waits for its turn; its deadline runs meanwhile.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -136,22 +138,26 @@ impl Invoker {
     pub async fn run(&self, work: Work) -> Result<Done, Failed> {
         let started = Started::now(self, &work);
         let invocation = started.record.id.clone();
-        self.run_started(work, started).await.map_err(|error| Failed { invocation, error })
+        self.run_claimed(work, started).await.map_err(|error| Failed { invocation, error })
+    }
+
+    /// Look for the answer to a known cause, which costs no place and no instance; else hold the cause's key
+    /// while it runs.
+    async fn run_claimed(&self, work: Work, mut started: Started) -> Result<Done> {
+        let Some(cause) = &work.cause else { return self.run_started(work, started).await };
+        if let Some(done) = self.answered(&work.scope, cause).await.inspect_err(|_| started.forget())? {
+            started.forget();
+            return Ok(done);
+        }
+        let lease = Duration::from_millis(work.scope.plan().timeout_ms) + LEASE;
+        let held = self.0.idempotency.claim(&work.scope, cause, lease).await.inspect_err(|_| started.forget())?;
+        let done = self.run_started(work, started).await;
+        held.release().await;
+        done
     }
 
     async fn run_started(&self, work: Work, mut started: Started) -> Result<Done> {
         let inner = &*self.0;
-        // The answer to a known cause costs no place and no instance.
-        let _claim = match &work.cause {
-            None => None,
-            Some(cause) => {
-                if let Some(done) = self.answered(&work.scope, cause).await.inspect_err(|_| started.forget())? {
-                    started.forget();
-                    return Ok(done);
-                }
-                Some(inner.idempotency.claim(&work.scope, cause).inspect_err(|_| started.forget())?)
-            }
-        };
         let budget = Budget::of(work.scope.plan(), &work.released.manifest.limits);
         let deadline = started.at + budget.timeout;
         let turn = self.turn(&work.scope);
@@ -200,12 +206,8 @@ impl Invoker {
             started.record.reruns += 1;
             inner.counts.reruns.fetch_add(1, Ordering::Relaxed);
             if Instant::now() >= deadline || started.record.reruns > LANE_RUNS + GATE_RUNS {
-                let conflict = Error::new(
-                    Kind::Conflict,
-                    "conflict",
-                    "others kept changing the same data; try again",
-                )
-                .retry_after(Duration::from_secs(1));
+                let conflict = Error::new(Kind::Conflict, "conflict", "others kept changing the same data; try again")
+                    .retry_after(Duration::from_secs(1));
                 return Err(started.fail(self, &work, conflict, Vec::new()));
             }
             if started.record.reruns > LANE_RUNS {
@@ -233,7 +235,14 @@ impl Invoker {
     }
 
     /// What a run amounts to: an answer, a failure, or a reason to run again. `fuel` is what another run may burn.
-    async fn conclude(&self, work: &Work, started: &mut Started, ended: Ended, gate_held: bool, fuel: u64) -> Concluded {
+    async fn conclude(
+        &self,
+        work: &Work,
+        started: &mut Started,
+        ended: Ended,
+        gate_held: bool,
+        fuel: u64,
+    ) -> Concluded {
         let Ended { outcome, guest, .. } = ended;
         let log = lines(&guest.log);
         let answer = match outcome {
@@ -334,8 +343,12 @@ impl Invoker {
     async fn admit<'t>(&self, turn: &'t Turn, deadline: Instant) -> Result<Place<'t>> {
         let full = || {
             self.0.counts.shed.fetch_add(1, Ordering::Relaxed);
-            Error::new(Kind::Limited, "concurrency_exceeded", "too many invocations of this tenant are running; try again")
-                .retry_after(Duration::from_secs(1))
+            Error::new(
+                Kind::Limited,
+                "concurrency_exceeded",
+                "too many invocations of this tenant are running; try again",
+            )
+            .retry_after(Duration::from_secs(1))
         };
         let waiting = turn.waiting.try_acquire().map_err(|_| full())?;
         let patience = deadline.saturating_duration_since(Instant::now()).min(TURN);
@@ -369,10 +382,16 @@ fn lines(log: &Log) -> Vec<Line> {
         Level::Warn => "warn",
         Level::Error => "error",
     };
-    let mut lines: Vec<Line> =
-        log.lines().iter().map(|line| Line { level: level(line.level).into(), message: line.message.clone() }).collect();
+    let mut lines: Vec<Line> = log
+        .lines()
+        .iter()
+        .map(|line| Line { level: level(line.level).into(), message: line.message.clone() })
+        .collect();
     if log.truncated() {
-        lines.push(Line { level: "warn".into(), message: "the log was cut here: the invocation wrote more than is kept".into() });
+        lines.push(Line {
+            level: "warn".into(),
+            message: "the log was cut here: the invocation wrote more than is kept".into(),
+        });
     }
     lines
 }
@@ -409,7 +428,9 @@ fn given(invocation: &str, answer: Answer) -> (u16, Done) {
     let response = match answer {
         Answer::Http(response) => response,
         Answer::Webhook(Some(response)) => response,
-        Answer::Webhook(None) => triggers::http::Response { status: 200, headers: Vec::new(), body: bytes::Bytes::new() },
+        Answer::Webhook(None) => {
+            triggers::http::Response { status: 200, headers: Vec::new(), body: bytes::Bytes::new() }
+        }
     };
     let status = response.status;
     let answer =
@@ -433,7 +454,9 @@ fn failure_error(failure: Failure) -> Error {
             "fuel_exhausted",
             "the plugin burned the fuel that one invocation may burn; nothing was changed",
         ),
-        Failure::Overloaded => Error::unavailable("overloaded", "the server has no place for the plugin now; try again"),
+        Failure::Overloaded => {
+            Error::unavailable("overloaded", "the server has no place for the plugin now; try again")
+        }
         Failure::InvalidResponse(reason) => Error::new(Kind::Failed, "invalid_response", reason),
     }
 }

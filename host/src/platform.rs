@@ -16,8 +16,8 @@ use crate::capabilities;
 use crate::config::Config;
 use crate::control;
 use crate::effects::{Breaks, Shard};
-use crate::engine::{self, Engine};
 use crate::engine::guest::Services;
+use crate::engine::{self, Engine};
 use crate::gateway::credential::Credentials;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::{self, Door, Parts};
@@ -52,10 +52,10 @@ impl Platform {
     /// Start everything but the listener.
     pub async fn start(config: &Config, clock: Clock) -> Result<Self> {
         let data = config.data();
-        std::fs::create_dir_all(&data).map_err(|error| {
-            Error::invalid(format!("the data folder {} cannot be made: {error}", data.display()))
-        })?;
+        std::fs::create_dir_all(&data)
+            .map_err(|error| Error::invalid(format!("the data folder {} cannot be made: {error}", data.display())))?;
         let db = Db::open(&Location::parse(config.database.url.as_deref(), &data)?).await?;
+        db.follow(&clock).await?;
         let master = master_key(config, &data)?;
         let breaks = if cfg!(debug_assertions) {
             std::env::var("CHALET_BREAK").map(|text| Breaks::parse(&text)).unwrap_or_default()
@@ -82,7 +82,7 @@ impl Platform {
             master: master.clone(),
         });
         let engine = Engine::start(&engine::Config::new(data.join("code"))?, capabilities::ALL, &master)?;
-        let idempotency = Idempotency::new(master.clone());
+        let idempotency = Idempotency::new(master.clone(), db.claims().clone());
         let invoker = Invoker::new(engine.clone(), db.clone(), shard.clone(), services.clone(), idempotency.clone());
 
         let door = Door::new(Parts {
@@ -137,7 +137,7 @@ impl Platform {
 
 /// The background work of a node.
 fn tasks(door: &Door) -> Vec<Task> {
-    let (tally, sweeper) = (door.invoker.tally().clone(), door.clone());
+    let (tally, sweeper, follower) = (door.invoker.tally().clone(), door.clone(), door.clone());
     vec![
         Task::new("write usage and records", FLUSH, move || {
             let tally = tally.clone();
@@ -145,6 +145,10 @@ fn tasks(door: &Door) -> Vec<Task> {
                 tally.flush().await;
                 Ok(())
             }
+        }),
+        Task::new("follow the database's clock", Duration::from_secs(10), move || {
+            let door = follower.clone();
+            async move { door.db.follow(door.shard.clock()).await }
         }),
         Task::new("sweep expired rows", Duration::from_secs(60), move || {
             let door = sweeper.clone();

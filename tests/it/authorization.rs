@@ -47,7 +47,8 @@ async fn without_a_valid_credential_every_route_answers_401() {
         for key in [None, Some(mistyped.as_str())] {
             let (status, body) = answer(&server, &method, &path, key).await;
             // Guessing is throttled at some point; that is no way in either.
-            let closed = status == StatusCode::UNAUTHORIZED || (key.is_some() && status == StatusCode::TOO_MANY_REQUESTS);
+            let closed =
+                status == StatusCode::UNAUTHORIZED || (key.is_some() && status == StatusCode::TOO_MANY_REQUESTS);
             assert!(closed, "{method} {path} answered {status} {body}");
         }
     }

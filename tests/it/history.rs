@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::kit::store::Bench;
 use bytes::Bytes;
 use chalet::effects::{Breaks, Effects, Row, Shard, Space, Value, Verdict};
 use chalet::kernel::clock::Clock;
 use chalet::kernel::error::{Kind, Result};
 use chalet::kernel::tenant::TenantScope;
-use crate::kit::store::Bench;
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -177,7 +177,8 @@ async fn history(nodes: Arc<Vec<Shard>>, clock: Clock, scope: TenantScope, seed:
                 let node = &nodes[(client + usize::from(random.random_range(0..8) == 0)) % nodes.len()];
                 for _ in 0..RUNS {
                     let done = run(node, &scope, &script, &mut random).await;
-                    let again = done.seq.is_none() && script.iter().any(|step| !matches!(step, Step::Get(_) | Step::List(..)));
+                    let again =
+                        done.seq.is_none() && script.iter().any(|step| !matches!(step, Step::Get(_) | Step::List(..)));
                     all.push(done);
                     if !again {
                         break;
@@ -204,8 +205,11 @@ async fn history(nodes: Arc<Vec<Shard>>, clock: Clock, scope: TenantScope, seed:
 /// What a transaction with these steps sees on a state, compared with what it saw.
 fn explains(state: &State, transaction: &Transaction) -> std::result::Result<(), String> {
     let live = |stored: &Stored| stored.expires_at_ms.is_none_or(|expires| expires > transaction.now_ms);
-    let mut view: BTreeMap<Bytes, (Value, u64)> =
-        state.iter().filter(|(_, row)| live(row)).map(|(key, row)| (key.clone(), (row.value.clone(), row.version))).collect();
+    let mut view: BTreeMap<Bytes, (Value, u64)> = state
+        .iter()
+        .filter(|(_, row)| live(row))
+        .map(|(key, row)| (key.clone(), (row.value.clone(), row.version)))
+        .collect();
     for (step, seen) in &transaction.steps {
         let expected = match step {
             Step::Get(key) => {
@@ -257,7 +261,8 @@ fn applied(mut state: State, transaction: &Transaction, seq: u64) -> State {
         match step {
             Step::Get(_) | Step::List(..) => {}
             Step::Put(key, value, expires_at_ms) => {
-                let row = Stored { value: Value::Bytes(value.clone().into()), version: seq, expires_at_ms: *expires_at_ms };
+                let row =
+                    Stored { value: Value::Bytes(value.clone().into()), version: seq, expires_at_ms: *expires_at_ms };
                 state.insert((*key).into(), row);
             }
             Step::Delete(key) => {
@@ -265,10 +270,16 @@ fn applied(mut state: State, transaction: &Transaction, seq: u64) -> State {
             }
             Step::Add(key, delta) => {
                 let base = state.get(key.as_bytes()).map_or(0, |row| count(&row.value));
-                state.insert((*key).into(), Stored { value: Value::Counter(base + delta), version: seq, expires_at_ms: None });
+                state.insert(
+                    (*key).into(),
+                    Stored { value: Value::Counter(base + delta), version: seq, expires_at_ms: None },
+                );
             }
             Step::Sweep(key, before_ms) => {
-                if state.get(key.as_bytes()).is_some_and(|row| row.expires_at_ms.is_some_and(|expires| expires <= *before_ms)) {
+                if state
+                    .get(key.as_bytes())
+                    .is_some_and(|row| row.expires_at_ms.is_some_and(|expires| expires <= *before_ms))
+                {
                     state.remove(key.as_bytes());
                 }
             }
@@ -301,7 +312,8 @@ fn check(history: &[Transaction]) -> std::result::Result<(), String> {
     let mut placed: Vec<(u64, usize)> = Vec::new();
     for reader in others {
         let after = commits.iter().rposition(|commit| commit.ended < reader.begun).map_or(0, |n| n + 1);
-        let after = placed.iter().filter(|(ended, _)| *ended < reader.begun).map(|(_, place)| *place).fold(after, usize::max);
+        let after =
+            placed.iter().filter(|(ended, _)| *ended < reader.begun).map(|(_, place)| *place).fold(after, usize::max);
         let before = commits.iter().position(|commit| commit.begun > reader.ended).unwrap_or(commits.len());
         let mut why = format!("no state is left between commits {after} and {before}");
         let place = (after..=before).find(|place| match explains(&states[*place], reader) {

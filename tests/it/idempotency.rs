@@ -12,7 +12,9 @@ async fn a_repeated_request_gets_the_first_answer_and_has_one_effect() {
     let server = Server::start();
     let acme = server.tenant("acme").await;
     acme.deploy("notes").await;
-    let post = |key: &str| acme.call(Method::POST, "notes", "/notes").header("idempotency-key", key).json(&json!({ "text": "once" }));
+    let post = |key: &str| {
+        acme.call(Method::POST, "notes", "/notes").header("idempotency-key", key).json(&json!({ "text": "once" }))
+    };
     let first = post("k-1").send().await.expect("an answer");
     assert_eq!(first.status(), StatusCode::CREATED);
     assert!(first.headers().get("idempotent-replayed").is_none());
@@ -26,7 +28,8 @@ async fn a_repeated_request_gets_the_first_answer_and_has_one_effect() {
     }
     let notes = expect(acme.api(Method::GET, "/kv/notes"), StatusCode::OK).await;
     assert_eq!(notes["data"].as_array().map(Vec::len), Some(1));
-    let other = acme.call(Method::POST, "notes", "/notes").header("idempotency-key", "k-1").json(&json!({ "text": "other" }));
+    let other =
+        acme.call(Method::POST, "notes", "/notes").header("idempotency-key", "k-1").json(&json!({ "text": "other" }));
     assert_eq!(expect(other, StatusCode::UNPROCESSABLE_ENTITY).await["code"], "idempotency_key_reused");
 }
 
@@ -37,7 +40,8 @@ async fn the_same_key_at_the_same_time_has_one_effect() {
     acme.deploy("notes").await;
     for round in 0..20 {
         let calls = (0..10).map(|_| {
-            let request = acme.call(Method::POST, "notes", "/notes").header("idempotency-key", format!("round-{round}"));
+            let request =
+                acme.call(Method::POST, "notes", "/notes").header("idempotency-key", format!("round-{round}"));
             request.json(&json!({ "text": "race" })).send()
         });
         for answer in futures_util::future::join_all(calls).await {
@@ -68,12 +72,17 @@ async fn keys_of_different_callers_and_tenants_do_not_meet() {
 #[tokio::test]
 async fn making_a_tenant_or_a_key_again_gives_the_same_answer() {
     let server = Server::start();
-    let make = || server.admin(Method::POST, "/v1/tenants").header("idempotency-key", "t").json(&json!({ "id": "acme" })).send();
+    let make = || {
+        server.admin(Method::POST, "/v1/tenants").header("idempotency-key", "t").json(&json!({ "id": "acme" })).send()
+    };
     let first = make().await.expect("an answer");
     assert_eq!(first.status(), StatusCode::CREATED);
     let first: Value = first.json().await.expect("JSON");
     let again = make().await.expect("an answer");
-    assert_eq!((again.status(), again.headers()["idempotent-replayed"].to_str().ok()), (StatusCode::CREATED, Some("true")));
+    assert_eq!(
+        (again.status(), again.headers()["idempotent-replayed"].to_str().ok()),
+        (StatusCode::CREATED, Some("true"))
+    );
     assert_eq!(again.json::<Value>().await.expect("JSON"), first);
     let key = || {
         let request = server.admin(Method::POST, "/v1/tenants/acme/keys").header("idempotency-key", "k");
@@ -89,7 +98,9 @@ async fn a_failure_is_not_stored_and_the_next_try_runs() {
     let server = Server::start();
     let acme = server.tenant("acme").await;
     acme.deploy("guest-kv").await;
-    let run = |ops: Value| acme.call(Method::POST, "guest-kv", "/run").header("idempotency-key", "k").json(&json!({ "ops": ops }));
+    let run = |ops: Value| {
+        acme.call(Method::POST, "guest-kv", "/run").header("idempotency-key", "k").json(&json!({ "ops": ops }))
+    };
     let failing = json!([{ "op": "put", "key": "a", "value": 1 }, { "op": "status", "status": 500 }]);
     expect(run(failing.clone()), StatusCode::INTERNAL_SERVER_ERROR).await;
     assert_eq!(acme.kv("c", "a").await, None, "nothing of a failed invocation is there");

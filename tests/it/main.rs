@@ -4,12 +4,22 @@
 mod kit;
 
 mod authorization;
+mod cli;
+mod context;
 mod crash;
+mod durability;
+mod flags;
 mod history;
+mod http;
 mod idempotency;
+mod kv;
+mod limits;
+mod log;
+mod meters;
 mod misbehave;
 mod plugins;
 mod postgres;
+mod secrets;
 mod shape;
 mod store;
 mod transaction;

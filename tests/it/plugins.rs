@@ -10,7 +10,8 @@ async fn a_plugin_answers_over_http_and_its_effects_are_stored() {
     let server = Server::start();
     let acme = server.tenant("acme").await;
     acme.deploy("notes").await;
-    let made = expect(acme.call(Method::POST, "notes", "/notes").json(&json!({ "text": "hello" })), StatusCode::CREATED).await;
+    let made =
+        expect(acme.call(Method::POST, "notes", "/notes").json(&json!({ "text": "hello" })), StatusCode::CREATED).await;
     let id = made["id"].as_str().expect("an id");
     let read = expect(acme.call(Method::GET, "notes", &format!("/notes/{id}")), StatusCode::OK).await;
     assert_eq!(read, json!({ "id": id, "text": "hello" }));
@@ -29,11 +30,16 @@ async fn an_upload_releases_nothing_and_waits_for_its_grants() {
     assert_eq!(uploaded.status(), StatusCode::CREATED);
     let version = uploaded.json::<serde_json::Value>().await.expect("JSON");
     assert_eq!(version["state"], "held");
-    assert_eq!(acme.call(Method::GET, "notes", "/notes").send().await.expect("an answer").status(), StatusCode::NOT_FOUND);
+    assert_eq!(
+        acme.call(Method::GET, "notes", "/notes").send().await.expect("an answer").status(),
+        StatusCode::NOT_FOUND
+    );
     let release = acme.api(Method::POST, "/plugins/notes/release").json(&json!({ "version": version["version"] }));
     let refused = expect(release, StatusCode::CONFLICT).await;
     assert_eq!(refused["code"], "grants_not_approved");
     assert_eq!(acme.upload("notes", component("notes")).await.status(), StatusCode::OK, "the same bytes again");
-    let other = expect(acme.api(Method::PUT, "/plugins/other").body(component("notes")), StatusCode::UNPROCESSABLE_ENTITY).await;
+    let other =
+        expect(acme.api(Method::PUT, "/plugins/other").body(component("notes")), StatusCode::UNPROCESSABLE_ENTITY)
+            .await;
     assert_eq!(other["code"], "name_mismatch");
 }

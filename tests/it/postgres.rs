@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::kit::postgres::{self, Database};
+use crate::kit::proxy::Proxy;
+use crate::kit::store::Bench;
 use chalet::effects::{Key, Shard, Space, Value, Verdict};
 use chalet::kernel::clock::Clock;
 use chalet::kernel::db::{Db, Location, migrate};
 use chalet::kernel::error::Kind;
-use crate::kit::postgres::{self, Database};
-use crate::kit::proxy::Proxy;
-use crate::kit::store::Bench;
 use chalet::kernel::tenant::TenantScope;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 
@@ -142,7 +142,11 @@ async fn every_table_of_a_tenant_is_under_forced_security_and_begins_its_key_wit
             continue;
         }
         assert!(row.get::<bool, _>(1), "{name}: row-level security is enabled and forced");
-        assert_eq!((row.get::<i64, _>(2), row.get::<i64, _>(3), row.get::<i64, _>(4)), (1, 1, 2), "{name}: its policies");
+        assert_eq!(
+            (row.get::<i64, _>(2), row.get::<i64, _>(3), row.get::<i64, _>(4)),
+            (1, 1, 2),
+            "{name}: its policies"
+        );
         assert!(row.get::<bool, _>(5), "{name}: every unique index begins with the tenant");
         assert_eq!(row.get::<Option<String>, _>(6), None, "{name}: ids compare by their bytes");
     }

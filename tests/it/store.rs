@@ -3,14 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::kit::store::Bench;
 use bytes::Bytes;
 use chalet::effects::{
-    Breaks, Claim, Compute, Effects, KEY_BYTES, Key, Op, ROWS_READ, Row, STAGED_BYTES, STAGED_ROWS, Set, Shard, Space, Value,
-    Verdict, Write,
+    Breaks, Claim, Compute, Effects, KEY_BYTES, Key, Op, ROWS_READ, Row, STAGED_BYTES, STAGED_ROWS, Set, Shard, Space,
+    Value, Verdict, Write,
 };
 use chalet::kernel::error::{Error, Kind};
 use chalet::kernel::tenant::{Plan, TenantScope};
-use crate::kit::store::Bench;
 use futures_util::future::join_all;
 
 /// A space whose rows the quota counts, as a tenant's own collections are.
@@ -143,7 +143,10 @@ async fn a_commit_is_seen_whole_by_whoever_begins_after_it(bench: Bench) {
         let mut effects = shard.begin(&scope);
         let rows = effects.get_many(&[KV.key("a"), FREE.key("b"), KV.key("n"), KV.key("none")]).await.expect("read");
         assert!(rows[..3].iter().flatten().all(|row| row.version == 1) && rows[..3].iter().flatten().count() == 3);
-        assert_eq!(rows.into_iter().map(text).collect::<Vec<_>>(), [Some("1".into()), Some("2".into()), Some("3".into()), None]);
+        assert_eq!(
+            rows.into_iter().map(text).collect::<Vec<_>>(),
+            [Some("1".into()), Some("2".into()), Some("3".into()), None]
+        );
     }
     let (tag, bytes) = shard.store().head(&scope).await.expect("a head");
     assert_eq!((tag.epoch, tag.seq, bytes), (1, 1, 1 + 1 + 1 + 8), "only a tenant's own collections count");
@@ -238,7 +241,9 @@ async fn write_skew_is_a_conflict(bench: Bench) {
         two.put(KV.key("b"), "x", None).expect("staged");
         if together {
             let verdicts = batch(&shard, vec![one, two]).await;
-            assert!(is_committed(&verdicts[0]) && matches!(&verdicts[1], Verdict::Conflict { key } if *key == KV.key("a")));
+            assert!(
+                is_committed(&verdicts[0]) && matches!(&verdicts[1], Verdict::Conflict { key } if *key == KV.key("a"))
+            );
         } else {
             committed(&shard, one).await;
             assert_eq!(conflicted(&shard, two).await, KV.key("a"));
@@ -382,7 +387,10 @@ async fn phantoms_are_conflicts(bench: Bench) {
             change(&mut other);
             if together {
                 let verdicts = batch(&shard, vec![other, effects]).await;
-                assert!(is_committed(&verdicts[0]) && matches!(verdicts[1], Verdict::Conflict { .. }), "{name}: {verdicts:?}");
+                assert!(
+                    is_committed(&verdicts[0]) && matches!(verdicts[1], Verdict::Conflict { .. }),
+                    "{name}: {verdicts:?}"
+                );
             } else {
                 committed(&shard, other).await;
                 assert_eq!(conflicted(&shard, effects).await.space, KV, "{name}");
@@ -599,16 +607,12 @@ async fn operations_on_one_key_fold_into_one(bench: Bench) {
     .await;
     let codes: Vec<bool> = verdicts.iter().map(is_committed).collect();
     assert_eq!(codes, [true, true, true, true, true, true, false, true, true], "{verdicts:?}");
-    let (_, rows) = shard.store().read(&scope, &[KV.key("a"), KV.key("b"), KV.key("c"), KV.key("d")]).await.expect("read");
+    let (_, rows) =
+        shard.store().read(&scope, &[KV.key("a"), KV.key("b"), KV.key("c"), KV.key("d")]).await.expect("read");
     let seen: Vec<Option<(Value, u64)>> = rows.into_iter().map(|row| row.map(|row| (row.value, row.version))).collect();
     assert_eq!(
         seen,
-        [
-            Some((Value::Counter(5), 4)),
-            Some((Value::Bytes("1".into()), 6)),
-            None,
-            Some((Value::Bytes("yy".into()), 8)),
-        ]
+        [Some((Value::Counter(5), 4)), Some((Value::Bytes("1".into()), 6)), None, Some((Value::Bytes("yy".into()), 8)),]
     );
     let (tag, bytes) = shard.store().head(&scope).await.expect("a head");
     assert_eq!((tag.seq, bytes), (8, 9 + 2 + 3));
@@ -720,7 +724,11 @@ async fn sets_of_a_batch_see_each_other(bench: Bench) {
     sets.push(other);
     let verdicts = batch(&shard, sets).await;
     let expected: Vec<bool> = (0..9).map(|n| n == 0 || n == 8).collect();
-    assert_eq!(verdicts.iter().map(is_committed).collect::<Vec<_>>(), expected, "one of eight, and the one that read elsewhere");
+    assert_eq!(
+        verdicts.iter().map(is_committed).collect::<Vec<_>>(),
+        expected,
+        "one of eight, and the one that read elsewhere"
+    );
     // A set that read a batch's result is valid behind it, and one that read before the batch is not.
     let mut after = shard.begin(&scope);
     bench.shard().begin(&scope).get(&KV.key("a")).await.expect("read");
@@ -745,7 +753,10 @@ async fn limits_are_refused_where_they_are_passed(bench: Bench) {
     effects.put(KV.key("large"), vec![7; STAGED_BYTES - 6], None).expect("smaller again");
     effects.put(KV.key("b"), "", None).expect("there is room");
     committed(&shard, effects).await;
-    assert_eq!(bench.shard().begin(&scope).get(&KV.key("large")).await.expect("read").expect("there").value.size(), STAGED_BYTES - 6);
+    assert_eq!(
+        bench.shard().begin(&scope).get(&KV.key("large")).await.expect("read").expect("there").value.size(),
+        STAGED_BYTES - 6
+    );
     let mut effects = shard.begin(&scope);
     let keys: Vec<Key> = (0..ROWS_READ).map(|n| FREE.key(n.to_string())).collect();
     assert_eq!(effects.get_many(&keys).await.expect("exactly as many as allowed").len(), ROWS_READ);
@@ -876,7 +887,9 @@ async fn usage_is_counted_with_the_commit(bench: Bench) {
     let mut conflicting = shard.begin(&scope);
     conflicting.get(&KV.key("k0")).await.expect("read");
     let mut sets: Vec<Set> = Vec::new();
-    for (n, compute) in [compute("p", 1, 5), compute("p", 1, 6), compute("q", 1, 7), compute("p", 2, u64::MAX)].into_iter().enumerate() {
+    for (n, compute) in
+        [compute("p", 1, 5), compute("p", 1, 6), compute("q", 1, 7), compute("p", 2, u64::MAX)].into_iter().enumerate()
+    {
         let mut effects = shard.begin(&scope);
         effects.put(KV.key(format!("k{n}")), "x", None).expect("staged");
         sets.push(effects.into_set(None, Some(compute)));
@@ -907,7 +920,12 @@ async fn expiring_rows_are_announced_to_the_sweeper(bench: Bench) {
     };
     committed(&shard, put("ever", None)).await;
     assert_eq!(chalet::effects::testing::due(&bench.db, &scope).await.expect("due"), None);
-    assert!(batch(&shard, vec![put("a", Some(7_000)), put("b", Some(5_000)), put("c", None)]).await.iter().all(is_committed));
+    assert!(
+        batch(&shard, vec![put("a", Some(7_000)), put("b", Some(5_000)), put("c", None)])
+            .await
+            .iter()
+            .all(is_committed)
+    );
     assert_eq!(chalet::effects::testing::due(&bench.db, &scope).await.expect("due"), Some(5_000));
     committed(&shard, put("d", Some(9_000))).await;
     assert_eq!(chalet::effects::testing::due(&bench.db, &scope).await.expect("due"), Some(5_000), "the first stays");
@@ -929,7 +947,8 @@ async fn sixty_four_writers_of_one_key_lose_nothing(bench: Bench) {
                 loop {
                     let added = shard
                         .transact(&scope, async |effects| {
-                            let old = text(effects.get(&KV.key("n")).await?).map_or(0, |n| n.parse::<u64>().expect("a number"));
+                            let old = text(effects.get(&KV.key("n")).await?)
+                                .map_or(0, |n| n.parse::<u64>().expect("a number"));
                             effects.put(KV.key("n"), (old + 1).to_string(), None)
                         })
                         .await;
@@ -953,7 +972,9 @@ async fn sixty_four_writers_of_one_key_lose_nothing(bench: Bench) {
 }
 
 async fn the_directory_speaks_both_dialects(bench: Bench) {
-    chalet::effects::testing::directory_dialect(&bench.db).await.expect("texts, numbers, bytes and nulls come back as they went");
+    chalet::effects::testing::directory_dialect(&bench.db)
+        .await
+        .expect("texts, numbers, bytes and nulls come back as they went");
 }
 
 async fn a_claim_is_held_by_one(bench: Bench) {
@@ -964,7 +985,9 @@ async fn a_claim_is_held_by_one(bench: Bench) {
         claims.claim(scope, key, print, owner, lease).await.expect("the claim is answered")
     };
     assert_eq!(claim(&scope, "k", b"f", "one", lease).await, Claim::Claimed);
-    assert!(matches!(claim(&scope, "k", b"f", "two", lease).await, Claim::Running { retry_after } if retry_after <= lease));
+    assert!(
+        matches!(claim(&scope, "k", b"f", "two", lease).await, Claim::Running { retry_after } if retry_after <= lease)
+    );
     assert_eq!(claim(&scope, "k", b"g", "two", lease).await, Claim::Mismatch);
     assert_eq!(claim(&scope, "l", b"f", "two", lease).await, Claim::Claimed);
     assert_eq!(claim(&other, "k", b"g", "two", lease).await, Claim::Claimed, "tenants do not share keys");

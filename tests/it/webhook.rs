@@ -79,7 +79,11 @@ async fn a_signed_event_has_its_effects_once_and_a_forged_one_none() {
         expect(stripe(acme.hook("stripe"), &cancelled, 0), StatusCode::OK).await;
         assert_eq!(status_of(&acme).await, Some(json!("canceled")));
         let records = expect(acme.api(Method::GET, "/invocations"), StatusCode::OK).await;
-        assert_eq!(records["data"].as_array().map(Vec::len), Some(2), "duplicates and forgeries ran nothing: {records}");
+        assert_eq!(
+            records["data"].as_array().map(Vec::len),
+            Some(2),
+            "duplicates and forgeries ran nothing: {records}"
+        );
     }
 }
 
@@ -89,9 +93,10 @@ async fn the_same_signed_bytes_under_another_id_are_a_replay() {
     let acme = server.tenant("acme").await;
     acme.deploy("github-triage").await;
     acme.secret("GITHUB_WEBHOOK_SECRET", SECRET).await;
-    let opened = json!({ "action": "opened", "issue": { "number": 1, "title": "It breaks", "labels": [{ "name": "bug" }] },
+    let opened =
+        json!({ "action": "opened", "issue": { "number": 1, "title": "It breaks", "labels": [{ "name": "bug" }] },
         "repository": { "full_name": "acme/app" }, "sender": { "login": "octocat" } })
-    .to_string();
+        .to_string();
     expect(github(acme.hook("github"), &opened, "d-1", "issues"), StatusCode::OK).await;
     expect(github(acme.hook("github"), &opened, "d-1", "issues"), StatusCode::OK).await;
     expect(github(acme.hook("github"), &opened, "d-2", "issues"), StatusCode::OK).await;
@@ -104,10 +109,12 @@ async fn every_scheme_delivers_what_its_provider_sent() {
     let acme = server.tenant("acme").await;
     acme.deploy("guest-webhook").await;
     acme.secret("WEBHOOK_SECRET", SECRET).await;
-    let body = json!({ "id": "evt_9", "type": "thing.made", "event_id": "Ev9", "event": { "type": "message" } }).to_string();
+    let body =
+        json!({ "id": "evt_9", "type": "thing.made", "event_id": "Ev9", "event": { "type": "message" } }).to_string();
     let bytes = body.as_bytes();
     let time = now_s().to_string();
-    let shopify = acme.hook("shopify").header("x-shopify-hmac-sha256", STANDARD.encode(mac(SECRET.as_bytes(), &[bytes])));
+    let shopify =
+        acme.hook("shopify").header("x-shopify-hmac-sha256", STANDARD.encode(mac(SECRET.as_bytes(), &[bytes])));
     let slack = format!("v0={}", hex::encode(mac(SECRET.as_bytes(), &[b"v0:", time.as_bytes(), b":", bytes])));
     let signer = standardwebhooks::Webhook::new(SECRET).expect("a secret");
     let standard = signer.sign("msg_9", now_s() as i64, bytes).expect("signed by the reference library");
@@ -115,8 +122,15 @@ async fn every_scheme_delivers_what_its_provider_sent() {
         stripe(acme.hook("stripe"), &body, 0),
         github(acme.hook("github"), &body, "gh-9", "ping"),
         shopify.header("x-shopify-webhook-id", "sh-9").header("x-shopify-topic", "orders/create").body(body.clone()),
-        acme.hook("slack").header("x-slack-signature", slack).header("x-slack-request-timestamp", &time).body(body.clone()),
-        acme.hook("standard").header("webhook-id", "msg_9").header("webhook-timestamp", &time).header("webhook-signature", standard).body(body.clone()),
+        acme.hook("slack")
+            .header("x-slack-signature", slack)
+            .header("x-slack-request-timestamp", &time)
+            .body(body.clone()),
+        acme.hook("standard")
+            .header("webhook-id", "msg_9")
+            .header("webhook-timestamp", &time)
+            .header("webhook-signature", standard)
+            .body(body.clone()),
         acme.hook("hmac").header("x-signature", hex::encode(mac(SECRET.as_bytes(), &[bytes]))).body(body.clone()),
     ];
     for delivery in deliveries {
@@ -134,7 +148,8 @@ async fn slacks_challenge_is_answered_by_the_host() {
     acme.secret("WEBHOOK_SECRET", SECRET).await;
     let body = json!({ "type": "url_verification", "challenge": "3eZbrw1aB", "token": "x" }).to_string();
     let time = now_s().to_string();
-    let signature = format!("v0={}", hex::encode(mac(SECRET.as_bytes(), &[b"v0:", time.as_bytes(), b":", body.as_bytes()])));
+    let signature =
+        format!("v0={}", hex::encode(mac(SECRET.as_bytes(), &[b"v0:", time.as_bytes(), b":", body.as_bytes()])));
     let request = acme.hook("slack").header("x-slack-signature", signature).header("x-slack-request-timestamp", time);
     let answer = request.body(body).send().await.expect("an answer");
     assert_eq!((answer.status(), answer.text().await.expect("text").as_str()), (StatusCode::OK, "3eZbrw1aB"));

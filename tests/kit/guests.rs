@@ -18,7 +18,9 @@ pub fn component(name: &str) -> Vec<u8> {
     let built = BUILT.get_or_init(|| {
         let mut built = HashMap::new();
         for folder in [root(), root().join("tests/guests")] {
-            for one in build::build_all(&folder, &Options::default()).expect("the guests build; see what cargo said above") {
+            for one in
+                build::build_all(&folder, &Options::default()).expect("the guests build; see what cargo said above")
+            {
                 built.insert(one.manifest.name.clone(), one.component);
             }
         }

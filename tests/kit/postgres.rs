@@ -95,10 +95,7 @@ impl Cluster {
         let admin = cluster.url(ADMIN, "postgres");
         blocking(async move {
             let mut connection = connect(&admin).await;
-            for statement in [
-                format!("create role {OWNER} login createrole"),
-                format!("create role {APP} login"),
-            ] {
+            for statement in [format!("create role {OWNER} login createrole"), format!("create role {APP} login")] {
                 connection.execute(AssertSqlSafe(statement)).await.expect("a new cluster takes new roles");
             }
         });
@@ -120,11 +117,7 @@ impl Cluster {
         let create = format!("create database {name} owner {OWNER} strategy file_copy");
         connection.execute(AssertSqlSafe(create)).await.expect("the superuser may create a database");
         connection.close().await.expect("the connection was idle");
-        Database {
-            url: self.url(APP, &name),
-            owner_url: self.url(OWNER, &name),
-            admin_url: self.url(ADMIN, &name),
-        }
+        Database { url: self.url(APP, &name), owner_url: self.url(OWNER, &name), admin_url: self.url(ADMIN, &name) }
     }
 
     /// End the server as a crash does: every process of it at once, without a word.
@@ -259,7 +252,10 @@ fn programs() -> PathBuf {
         .collect();
     found.sort_by(|a, b| version(a).total_cmp(&version(b)));
     found.pop().unwrap_or_else(|| {
-        let _ = writeln!(std::io::stderr(), "PostgreSQL is missing: install the package `postgresql` (version 14 or later)");
+        let _ = writeln!(
+            std::io::stderr(),
+            "PostgreSQL is missing: install the package `postgresql` (version 14 or later)"
+        );
         panic!("initdb was found neither in /usr/lib/postgresql/*/bin nor in PATH")
     })
 }

@@ -130,7 +130,8 @@ impl Server {
 
     /// A tenant with a key that may do everything in it.
     pub async fn tenant(&self, name: &str) -> Tenant<'_> {
-        let made = self.admin(Method::POST, "/v1/tenants").json(&json!({ "id": name })).send().await.expect("an answer");
+        let made =
+            self.admin(Method::POST, "/v1/tenants").json(&json!({ "id": name })).send().await.expect("an answer");
         assert_eq!(made.status(), StatusCode::CREATED, "{}", made.text().await.unwrap_or_default());
         let mut tenant = Tenant { server: self, name: name.into(), key: String::new() };
         tenant.key = tenant.mint(&["tenant:admin"]).await;
@@ -194,7 +195,8 @@ impl Tenant<'_> {
     /// A new key with these scopes.
     pub async fn mint(&self, scopes: &[&str]) -> String {
         let path = format!("/v1/tenants/{}/keys", self.name);
-        let made = self.server.admin(Method::POST, &path).json(&json!({ "name": "test", "scopes": scopes })).send().await;
+        let made =
+            self.server.admin(Method::POST, &path).json(&json!({ "name": "test", "scopes": scopes })).send().await;
         let made = made.expect("an answer");
         assert_eq!(made.status(), StatusCode::CREATED);
         let made: Value = made.json().await.expect("JSON");

@@ -12,8 +12,12 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use clap::Args;
 use serde::Deserialize;
+use wasmparser::{Parser, Payload};
 
+use super::client::Connection;
+use super::terminal::{bytes, say, say_json};
 use super::toolchain::{self, LINKER, TARGET, ToolchainError};
 use crate::services::plugins::manifest::{self, Manifest, ManifestError};
 
@@ -27,6 +31,43 @@ const HEAP_BYTES: u32 = 128 * 1024;
 
 /// The profile's name; its files do not mix with those of `cargo build --release`.
 const PROFILE: &str = "chalet";
+
+/// Compile a plugin to a component and put its manifest into it.
+#[derive(Debug, Args)]
+pub(super) struct Build {
+    /// The folder of the plugin's crate.
+    #[arg(default_value = ".")]
+    path: PathBuf,
+    /// Where to write the component, if not to target/chalet/NAME.wasm.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Make it small rather than fast.
+    #[arg(long)]
+    small: bool,
+    /// Fail if Cargo.lock would change.
+    #[arg(long)]
+    locked: bool,
+}
+
+impl Build {
+    pub(super) fn run(self, connection: &Connection) -> super::Result<()> {
+        let optimise = if self.small { Optimise::Size } else { Optimise::Speed };
+        let built = build(&self.path, &Options { optimise, locked: self.locked, output: self.output })?;
+        if connection.json {
+            say_json(&serde_json::json!({
+                "plugin": built.manifest.name,
+                "version": built.manifest.version,
+                "component": built.component,
+                "size": built.size_bytes,
+                "toolchain": built.toolchain,
+            }));
+        } else {
+            let Manifest { name, version, .. } = &built.manifest;
+            say(format!("{name} {version}: {} ({})", built.component.display(), bytes(built.size_bytes)));
+        }
+        Ok(())
+    }
+}
 
 /// How to build.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -211,6 +252,40 @@ pub fn embed(mut component: Vec<u8>, manifest: &Manifest) -> Result<Vec<u8>> {
     }
 }
 
+/// The same component with another manifest.
+///
+/// # Errors
+/// If the bytes are no component.
+pub fn embed_instead(component: &[u8], manifest: &Manifest) -> Result<Vec<u8>> {
+    let refused = |error: wasmparser::BinaryReaderError| BuildError::NoPlugin(format!("this is no component: {error}"));
+    let (mut without, mut copied, mut last, mut depth) = (Vec::with_capacity(component.len()), 0, 0, 0_u32);
+    for payload in Parser::new(0).parse_all(component) {
+        let payload = payload.map_err(refused)?;
+        match &payload {
+            Payload::Version { range, .. } => {
+                depth += 1;
+                if depth == 1 {
+                    last = range.end;
+                }
+            }
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::CustomSection(section) if depth == 1 && section.name() == manifest::SECTION => {
+                // From the end of the section before, so that its header goes too.
+                without.extend_from_slice(&component[copied..last]);
+                copied = section.range().end;
+            }
+            _ => {}
+        }
+        if let Some((_, range)) = payload.as_section()
+            && depth == 1
+        {
+            last = range.end;
+        }
+    }
+    without.extend_from_slice(&component[copied..]);
+    embed(without, manifest)
+}
+
 /// What cargo says about a workspace; a crate that stands alone is a workspace of one.
 struct Workspace {
     members: Vec<Member>,
@@ -368,6 +443,18 @@ mod tests {
         assert_eq!(Manifest::from_component(&built).unwrap(), manifest());
         let error = embed(built, &manifest()).unwrap_err().to_string();
         assert!(error.contains("two sections"), "{error}");
+    }
+
+    #[test]
+    fn another_manifest_takes_the_place_of_the_first() {
+        let mut component = wasm_encoder::Component::new();
+        component.section(&wasm_encoder::ModuleSection(&wasm_encoder::Module::new()));
+        let mut other = manifest();
+        other.version = "0.2.0-dev.1+x".parse().unwrap();
+        let built = embed(component.finish(), &manifest()).unwrap();
+        let again = embed_instead(&built, &other).unwrap();
+        assert_eq!(Manifest::from_component(&again).unwrap(), other);
+        assert_eq!(embed_instead(&again, &manifest()).unwrap(), built);
     }
 
     #[test]

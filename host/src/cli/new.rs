@@ -6,8 +6,34 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
+
+use super::terminal::{note, say};
+
 /// The SDK's version that a crate outside a checkout depends on; SDK and host are released together.
 const SDK_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Make a plugin to start from.
+#[derive(Debug, Args)]
+pub(super) struct New {
+    /// Its name: a-z 0-9 -; also the folder's.
+    name: String,
+    /// The language that it is written in.
+    #[arg(long, default_value = "rust", value_parser = ["rust"])]
+    lang: String,
+    /// The folder of the crate chalet-sdk; inside a checkout of Chalet it is found.
+    #[arg(long, value_name = "PATH")]
+    sdk: Option<PathBuf>,
+}
+
+impl New {
+    pub(super) fn run(self) -> super::Result<()> {
+        let folder = new(&self.name, &Options { sdk: self.sdk, parent: None })?;
+        say(format!("made {} ({})", self.name, folder.display()));
+        note(format!("next: cd {} && cargo test && chalet dev", self.name));
+        Ok(())
+    }
+}
 
 /// How to make a plugin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

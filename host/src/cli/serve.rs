@@ -48,9 +48,9 @@ fn logs() {
 
 async fn serve(config: Config) -> Result<()> {
     let address = config.listen();
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| Error::invalid(format!("cannot listen on {address}: {error}; choose another address with --listen")))?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        Error::invalid(format!("cannot listen on {address}: {error}; choose another address with --listen"))
+    })?;
     let address = listener.local_addr().map_err(Error::internal)?;
     let platform = Platform::start(&config, Clock::system()).await?;
     say(&format!("listening on http://{address}"))?;

@@ -1,6 +1,8 @@
 //! A request that changes a tenant's data: its body, read and bounded, and its transaction, in which the
 //! answer to its idempotency key is stored.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -14,8 +16,10 @@ use crate::gateway::Door;
 use crate::gateway::plugin::read_body;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
-use crate::services::idempotency::{self, Answer, Cause, Claim};
+use crate::services::idempotency::{self, Answer, Cause, Held};
 
+/// How long a change may hold its idempotency key.
+const LEASE: Duration = Duration::from_secs(15);
 /// Runs before a conflict is reported.
 const RUNS: u32 = 16;
 
@@ -26,7 +30,7 @@ pub(super) struct Change {
     pub headers: HeaderMap,
     pub body: Bytes,
     cause: Option<Cause>,
-    claim: Option<Claim>,
+    claim: Option<Held>,
     versioned: bool,
     runs: u32,
 }
@@ -47,7 +51,16 @@ impl Change {
         let Caller(caller) = Caller::from_request_parts(&mut parts, door).await?;
         let body = read_body(body, limit(&scope)).await?;
         let cause = cause(&parts, &caller.key, &body)?;
-        Ok(Self { door: door.clone(), scope, headers: parts.headers, body, cause, claim: None, versioned: false, runs: 0 })
+        Ok(Self {
+            door: door.clone(),
+            scope,
+            headers: parts.headers,
+            body,
+            cause,
+            claim: None,
+            versioned: false,
+            runs: 0,
+        })
     }
 
     /// The body as JSON of this shape.
@@ -70,7 +83,8 @@ impl Change {
     pub(super) async fn begin(&mut self) -> Result<Effects, Response> {
         let door = &self.door;
         if let (None, Some(cause)) = (&self.claim, &self.cause) {
-            self.claim = Some(door.idempotency.claim(&self.scope, cause).map_err(IntoResponse::into_response)?);
+            let held = door.idempotency.claim(&self.scope, cause, LEASE).await;
+            self.claim = Some(held.map_err(IntoResponse::into_response)?);
         }
         let mut effects = door.shard.begin(&self.scope);
         if let Some(cause) = &self.cause {
@@ -88,8 +102,16 @@ impl Change {
     }
 
     /// End a run: store its answer, commit, and answer when that is durable. None means to run again.
-    pub(super) async fn end(&mut self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
+    pub(super) async fn end(&mut self, effects: Effects, answer: Result<Answer>) -> Option<Response> {
         self.runs += 1;
+        let response = self.conclude(effects, answer).await?;
+        if let Some(held) = self.claim.take() {
+            held.release().await;
+        }
+        Some(response)
+    }
+
+    async fn conclude(&self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
         let staged = match answer {
             _ if effects.stale().is_some() => return self.again(),
             Err(error) => Err(error),
@@ -154,7 +176,8 @@ pub(super) fn cause(parts: &axum::http::request::Parts, caller: &str, body: &[u8
     let key = idempotency::parse_key(key.as_bytes())?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    let fingerprint = idempotency::fingerprint(&[parts.method.as_str().as_bytes(), target.as_bytes(), content_type, body]);
+    let fingerprint =
+        idempotency::fingerprint(&[parts.method.as_str().as_bytes(), target.as_bytes(), content_type, body]);
     let route = parts.extensions.get::<axum::extract::MatchedPath>().map_or("", |path| path.as_str());
     let route = format!("{} {route}", parts.method);
     Ok(Some(Cause::new(&format!("key {caller}"), &route, &key, fingerprint, idempotency::API_MS)))
@@ -162,7 +185,8 @@ pub(super) fn cause(parts: &axum::http::request::Parts, caller: &str, body: &[u8
 
 /// JSON of a shape, with an error that names the place.
 pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body).map_err(|error| Error::new(Kind::Invalid, "bad_json", format!("the body is not the JSON expected: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| Error::new(Kind::Invalid, "bad_json", format!("the body is not the JSON expected: {error}")))
 }
 
 /// An answer with a JSON body.
@@ -185,7 +209,9 @@ pub(super) fn rendered(answer: Answer) -> Response {
     let mut response = Response::new(axum::body::Body::from(answer.body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
     for (name, value) in answer.headers {
-        if let (Ok(name), Ok(value)) = (name.parse::<header::HeaderName>(), header::HeaderValue::from_maybe_shared(value)) {
+        if let (Ok(name), Ok(value)) =
+            (name.parse::<header::HeaderName>(), header::HeaderValue::from_maybe_shared(value))
+        {
             response.headers_mut().append(name, value);
         }
     }
@@ -200,7 +226,11 @@ pub(super) fn etag_version(value: &str) -> Option<u64> {
 /// The versions that `If-Match` and `If-None-Match` allow (RFC 9110, 13.1), held against the row's: 0 is absent.
 pub(super) fn precondition(headers: &HeaderMap, version: u64) -> Result<()> {
     let failed = || {
-        Error::new(Kind::Conflict, "precondition_failed", "the entry is not in the state that the request demands; read it again")
+        Error::new(
+            Kind::Conflict,
+            "precondition_failed",
+            "the entry is not in the state that the request demands; read it again",
+        )
     };
     let text = |name: header::HeaderName| -> Result<Option<String>> {
         let mut values = Vec::new();
@@ -210,13 +240,15 @@ pub(super) fn precondition(headers: &HeaderMap, version: u64) -> Result<()> {
         Ok(if values.is_empty() { None } else { Some(values.join(",")) })
     };
     if let Some(wanted) = text(header::IF_MATCH)? {
-        let matches = version != 0 && wanted.split(',').any(|tag| tag.trim() == "*" || etag_version(tag) == Some(version));
+        let matches =
+            version != 0 && wanted.split(',').any(|tag| tag.trim() == "*" || etag_version(tag) == Some(version));
         if !matches {
             return Err(failed());
         }
     }
     if let Some(unwanted) = text(header::IF_NONE_MATCH)? {
-        let matches = version != 0 && unwanted.split(',').any(|tag| tag.trim() == "*" || etag_version(tag) == Some(version));
+        let matches =
+            version != 0 && unwanted.split(',').any(|tag| tag.trim() == "*" || etag_version(tag) == Some(version));
         if matches {
             return Err(failed());
         }

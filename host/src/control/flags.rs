@@ -27,13 +27,13 @@ pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Resu
 /// Replace the tenant's flag document. `If-Match` demands a version of it.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}/flags", tag = "flags", params(("tenant" = String, Path)),
     request_body(content = Object, description = "A flagd document"),
-    responses((status = 200, body = Object, description = "The names of its flags"), (status = "default", body = Problem)))]
+    responses((status = 200, body = Object, description = "What in the document may not be meant as it stands: `{\"warnings\":[…]}`"), (status = "default", body = Problem)))]
 pub(super) async fn put(State(door): State<Door>, change: Change) -> Response {
     let (headers, body) = (change.headers.clone(), change.body.clone());
     commit!(change.versioned(), |effects| {
         let version = door.services.flags.get(effects).await?.map_or(0, |(_, version)| version);
         precondition(&headers, version)?;
-        let flags = door.services.flags.put(effects, &body)?;
-        json(StatusCode::OK, &serde_json::json!({ "flags": flags }))
+        let warnings = door.services.flags.put(effects, &body)?;
+        json(StatusCode::OK, &serde_json::json!({ "warnings": warnings }))
     })
 }

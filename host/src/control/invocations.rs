@@ -42,7 +42,11 @@ pub(super) struct Filter {
 /// The tenant's invocations, the latest first.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/invocations", tag = "invocations", params(("tenant" = String, Path), Page),
     responses((status = 200, body = List<Record>), (status = "default", body = Problem)))]
-pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant, Query(page): Query<Page>) -> Result<List<Record>> {
+pub(super) async fn list(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    Query(page): Query<Page>,
+) -> Result<List<Record>> {
     door.invoker.tally().flush().await;
     let place = format!("invocations {}", scope.id().as_str());
     let after = page.after_text(&door, &place)?;
@@ -54,7 +58,11 @@ pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant, Query(
 /// One invocation with its log.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/invocations/{id}", tag = "invocations", params(("tenant" = String, Path), ("id" = String, Path)),
     responses((status = 200, body = Detail), (status = "default", body = Problem)))]
-pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant, Path((_, id)): Path<(String, String)>) -> Result<Json<Detail>> {
+pub(super) async fn get(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    Path((_, id)): Path<(String, String)>,
+) -> Result<Json<Detail>> {
     door.invoker.tally().flush().await;
     let mut effects = door.shard.begin(&scope);
     let record = invocations::get(&mut effects, &id).await?;

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use crate::control::change::{commit, Change, json};
+use crate::control::change::{Change, commit, json};
 use crate::control::page::{List, Page, next};
 use crate::control::{Caller, Tenant};
 use crate::gateway::Door;
@@ -62,15 +62,19 @@ pub(super) async fn create(State(door): State<Door>, Caller(caller): Caller, cha
     let seed = change.seed().unwrap_or_else(|| rand::random::<[u8; 32]>().to_vec());
     let scope = change.scope.clone();
     Ok(commit!(change, |_effects| {
-            let minted = door.keys.create(Some(&scope), &new.name, &new.scopes, Some(&seed)).await?;
-            json(StatusCode::CREATED, &KeyView::of(minted.listed, Some(minted.key)))
-        }))
+        let minted = door.keys.create(Some(&scope), &new.name, &new.scopes, Some(&seed)).await?;
+        json(StatusCode::CREATED, &KeyView::of(minted.listed, Some(minted.key)))
+    }))
 }
 
 /// The tenant's keys, without their secrets.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/keys", tag = "keys", params(("tenant" = String, Path), Page),
     responses((status = 200, body = List<KeyView>), (status = "default", body = Problem)))]
-pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant, Query(page): Query<Page>) -> Result<List<KeyView>> {
+pub(super) async fn list(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    Query(page): Query<Page>,
+) -> Result<List<KeyView>> {
     let place = format!("keys {}", scope.id().as_str());
     let (limit, after) = (page.limit()?, page.after_text(&door, &place)?);
     let mut keys = door.keys.list(Some(&scope), after.as_deref(), limit + 1).await?;
@@ -83,7 +87,11 @@ pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant, Query(
 /// Revoke a key: at once on this node, within two seconds on others.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/keys/{key}", tag = "keys", params(("tenant" = String, Path), ("key" = String, Path)),
     responses((status = 204), (status = "default", body = Problem)))]
-pub(super) async fn delete(State(door): State<Door>, Tenant(scope): Tenant, Path((_, key)): Path<(String, String)>) -> Result<Response> {
+pub(super) async fn delete(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    Path((_, key)): Path<(String, String)>,
+) -> Result<Response> {
     if door.keys.delete(Some(&scope), &key).await? {
         Ok(StatusCode::NO_CONTENT.into_response())
     } else {

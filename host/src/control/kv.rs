@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
 use crate::control::Tenant;
-use crate::control::change::{commit, Change, empty, precondition};
+use crate::control::change::{Change, commit, empty, precondition};
 use crate::control::page::{List, Page, next};
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
@@ -108,11 +108,11 @@ pub(super) async fn put(
 ) -> Response {
     let (headers, body) = (change.headers.clone(), change.body.clone());
     commit!(change.versioned(), |effects| {
-            let old = kv::get(effects, &collection, &key).await?;
-            precondition(&headers, old.as_ref().map_or(0, |entry| entry.version))?;
-            kv::put(effects, &collection, &key, body.clone(), lifetime.ttl_ms, None).await?;
-            Ok(empty(if old.is_some() { StatusCode::NO_CONTENT } else { StatusCode::CREATED }))
-        })
+        let old = kv::get(effects, &collection, &key).await?;
+        precondition(&headers, old.as_ref().map_or(0, |entry| entry.version))?;
+        kv::put(effects, &collection, &key, body.clone(), lifetime.ttl_ms, None).await?;
+        Ok(empty(if old.is_some() { StatusCode::NO_CONTENT } else { StatusCode::CREATED }))
+    })
 }
 
 /// Remove an entry. `If-Match` demands a version.
@@ -122,11 +122,11 @@ pub(super) async fn put(
 pub(super) async fn delete(Path((_, collection, key)): Path<(String, String, String)>, change: Change) -> Response {
     let headers = change.headers.clone();
     commit!(change, |effects| {
-            let old = kv::get(effects, &collection, &key).await?;
-            precondition(&headers, old.as_ref().map_or(0, |entry| entry.version))?;
-            if !kv::delete(effects, &collection, &key, None).await? {
-                return Err(Error::not_found("no such entry"));
-            }
-            Ok(empty(StatusCode::NO_CONTENT))
-        })
+        let old = kv::get(effects, &collection, &key).await?;
+        precondition(&headers, old.as_ref().map_or(0, |entry| entry.version))?;
+        if !kv::delete(effects, &collection, &key, None).await? {
+            return Err(Error::not_found("no such entry"));
+        }
+        Ok(empty(StatusCode::NO_CONTENT))
+    })
 }

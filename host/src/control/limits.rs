@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use crate::control::Tenant;
-use crate::control::change::{commit, Change, json, precondition};
+use crate::control::change::{Change, commit, json, precondition};
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
 use crate::kernel::error::{Error, Result};
@@ -59,7 +59,9 @@ impl From<Decision> for DecisionView {
 pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Result<Response> {
     let (document, version) = door.limits.get(&mut door.shard.begin(&scope)).await?;
     let mut response = Json(&*document).into_response();
-    response.headers_mut().insert(header::ETAG, HeaderValue::try_from(format!("\"{version}\"")).map_err(Error::internal)?);
+    response
+        .headers_mut()
+        .insert(header::ETAG, HeaderValue::try_from(format!("\"{version}\"")).map_err(Error::internal)?);
     Ok(response)
 }
 
@@ -69,10 +71,10 @@ pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Resu
 pub(super) async fn put(State(door): State<Door>, change: Change) -> Response {
     let (headers, body) = (change.headers.clone(), change.body.clone());
     commit!(change.versioned(), |effects| {
-            let (_, version) = door.limits.get(effects).await?;
-            precondition(&headers, version)?;
-            json(StatusCode::OK, &door.limits.put(effects, &body)?)
-        })
+        let (_, version) = door.limits.get(effects).await?;
+        precondition(&headers, version)?;
+        json(StatusCode::OK, &door.limits.put(effects, &body)?)
+    })
 }
 
 /// Count by a limit. The count is taken at once and is not repeated for the same `Idempotency-Key`.
@@ -83,10 +85,10 @@ pub(super) async fn check(State(door): State<Door>, change: Change) -> Result<Re
     // Counted once, also if the transaction around the stored answer runs again.
     let counted = OnceLock::new();
     Ok(commit!(change, |effects| {
-            if counted.get().is_none() {
-                let decision = door.limits.check(effects, &take.limit, &take.key, take.cost.unwrap_or(1)).await?;
-                let _ = counted.set(DecisionView::from(decision));
-            }
-            json(StatusCode::OK, &counted.get())
-        }))
+        if counted.get().is_none() {
+            let decision = door.limits.check(effects, &take.limit, &take.key, take.cost.unwrap_or(1)).await?;
+            let _ = counted.set(DecisionView::from(decision));
+        }
+        json(StatusCode::OK, &counted.get())
+    }))
 }

@@ -37,7 +37,11 @@ pub(super) async fn evaluate(
 #[utoipa::path(post, path = "/ofrep/v1/evaluate/flags", tag = "ofrep", request_body = Object,
     responses((status = 200, body = Object), (status = 304), (status = 400, body = Object),
         (status = "default", description = "The credential is missing or lacks a scope, or a limit is used up", body = Object)))]
-pub(super) async fn evaluate_all(State(door): State<Door>, Tenant(scope): Tenant, request: Request) -> Result<Response> {
+pub(super) async fn evaluate_all(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    request: Request,
+) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let body = read_body(body, CONTEXT_BYTES).await?;
     let known = parts.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());

@@ -53,7 +53,11 @@ impl Page {
     pub(super) fn after(&self, door: &Door, list: &str) -> Result<Option<Vec<u8>>> {
         let Some(cursor) = &self.cursor else { return Ok(None) };
         let bad = || {
-            Error::new(Kind::Invalid, "cursor_invalid", "the cursor is not one that this list gave; start without a cursor")
+            Error::new(
+                Kind::Invalid,
+                "cursor_invalid",
+                "the cursor is not one that this list gave; start without a cursor",
+            )
         };
         let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| bad())?;
         let (signature, after) = bytes.split_at_checked(SIGNATURE_BYTES).ok_or_else(bad)?;

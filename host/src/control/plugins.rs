@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
 use crate::control::Tenant;
-use crate::control::change::{commit, Change, empty, json};
+use crate::control::change::{Change, commit, empty, json};
 use crate::control::page::{List, Page, next};
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
@@ -102,7 +102,11 @@ fn invalid(code: &'static str, message: impl Into<std::borrow::Cow<'static, str>
     params(("tenant" = String, Path), ("plugin" = String, Path)),
     request_body(content = Vec<u8>, content_type = "application/wasm"),
     responses((status = 201, body = VersionView), (status = 200, body = VersionView, description = "The same bytes were stored before"), (status = "default", body = Problem)))]
-pub(super) async fn upload(State(door): State<Door>, Path((_, name)): Path<(String, String)>, request: Request) -> Result<Response> {
+pub(super) async fn upload(
+    State(door): State<Door>,
+    Path((_, name)): Path<(String, String)>,
+    request: Request,
+) -> Result<Response> {
     let change = Change::read(request, &door, |scope| scope.plan().component_bytes).await?;
     let (scope, bytes) = (change.scope.clone(), change.body.clone());
     // Checked and compiled first: a version row never names a component that cannot run.
@@ -113,7 +117,12 @@ pub(super) async fn upload(State(door): State<Door>, Path((_, name)): Path<(Stri
     }
     for (declared, trigger) in [(manifest.http.is_some(), "http"), (!manifest.webhooks.is_empty(), "webhook")] {
         if declared && !inspection.triggers.iter().any(|exported| *exported == trigger) {
-            return Err(invalid("trigger_missing", format!("the manifest declares {trigger}, and the component does not export {trigger}-trigger; add it to chalet_sdk::export!")));
+            return Err(invalid(
+                "trigger_missing",
+                format!(
+                    "the manifest declares {trigger}, and the component does not export {trigger}-trigger; add it to chalet_sdk::export!"
+                ),
+            ));
         }
     }
     let new = Version {
@@ -130,15 +139,19 @@ pub(super) async fn upload(State(door): State<Door>, Path((_, name)): Path<(Stri
     // Bytes first: a version row never names a component that is not there.
     components::store(&door.db, &scope, &new.digest, &bytes, door.shard.clock().now_ms()).await?;
     Ok(commit!(change, |effects| match plugins::store(effects, &manifest, new.clone()).await? {
-            Stored::New(version) => json(StatusCode::CREATED, &VersionView::of(version)),
-            Stored::Same(version) => json(StatusCode::OK, &VersionView::of(version)),
-        }))
+        Stored::New(version) => json(StatusCode::CREATED, &VersionView::of(version)),
+        Stored::Same(version) => json(StatusCode::OK, &VersionView::of(version)),
+    }))
 }
 
 /// The tenant's plugins, by name.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/plugins", tag = "plugins", params(("tenant" = String, Path), Page),
     responses((status = 200, body = List<PluginView>), (status = "default", body = Problem)))]
-pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant, Query(page): Query<Page>) -> Result<List<PluginView>> {
+pub(super) async fn list(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    Query(page): Query<Page>,
+) -> Result<List<PluginView>> {
     let place = format!("plugins {}", scope.id().as_str());
     let after = page.after(&door, &place)?;
     let (found, more) = plugins::list(&mut door.shard.begin(&scope), after.as_deref(), page.limit()?).await?;
@@ -149,7 +162,11 @@ pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant, Query(
 /// One plugin.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/plugins/{plugin}", tag = "plugins", params(("tenant" = String, Path), ("plugin" = String, Path)),
     responses((status = 200, body = PluginView), (status = "default", body = Problem)))]
-pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant, Path((_, plugin)): Path<(String, String)>) -> Result<Json<PluginView>> {
+pub(super) async fn get(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    Path((_, plugin)): Path<(String, String)>,
+) -> Result<Json<PluginView>> {
     Ok(Json(PluginView::of(plugins::get(&mut door.shard.begin(&scope), &plugin).await?)?))
 }
 
@@ -158,9 +175,9 @@ pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant, Path((_
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(Path((_, plugin)): Path<(String, String)>, change: Change) -> Response {
     commit!(change, |effects| {
-            plugins::delete(effects, &plugin).await?;
-            Ok(empty(StatusCode::NO_CONTENT))
-        })
+        plugins::delete(effects, &plugin).await?;
+        Ok(empty(StatusCode::NO_CONTENT))
+    })
 }
 
 /// A plugin's versions.
@@ -174,7 +191,8 @@ pub(super) async fn versions(
 ) -> Result<List<VersionView>> {
     let place = format!("versions {} {plugin}", scope.id().as_str());
     let after = page.after_text(&door, &place)?;
-    let (found, more) = plugins::versions(&mut door.shard.begin(&scope), &plugin, after.as_deref(), page.limit()?).await?;
+    let (found, more) =
+        plugins::versions(&mut door.shard.begin(&scope), &plugin, after.as_deref(), page.limit()?).await?;
     let next = next(&door, &place, found.last().map(|version| version.version.as_bytes()), more);
     Ok(List { data: found.into_iter().map(VersionView::of).collect(), next })
 }
@@ -184,7 +202,10 @@ pub(super) async fn versions(
     params(("tenant" = String, Path), ("plugin" = String, Path), ("version" = String, Path)),
     responses((status = 200, body = VersionView), (status = "default", body = Problem)))]
 pub(super) async fn approve(Path((_, plugin, version)): Path<(String, String, String)>, change: Change) -> Response {
-    commit!(change, |effects| json(StatusCode::OK, &VersionView::of(plugins::approve(effects, &plugin, &version).await?)))
+    commit!(change, |effects| json(
+        StatusCode::OK,
+        &VersionView::of(plugins::approve(effects, &plugin, &version).await?)
+    ))
 }
 
 /// Give a version a share of the traffic.
@@ -194,8 +215,8 @@ pub(super) async fn release(Path((_, plugin)): Path<(String, String)>, change: C
     let new: NewRelease = change.json()?;
     let percent = new.percent.unwrap_or(100);
     Ok(commit!(change, |effects| {
-            json(StatusCode::OK, &PluginView::of(plugins::release(effects, &plugin, &new.version, percent).await?)?)
-        }))
+        json(StatusCode::OK, &PluginView::of(plugins::release(effects, &plugin, &new.version, percent).await?)?)
+    }))
 }
 
 /// Go back to the release before this one.

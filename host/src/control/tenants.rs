@@ -53,7 +53,12 @@ pub(super) struct TenantView {
 
 impl TenantView {
     fn of(tenant: &directory::Tenant, storage_bytes: Option<u64>) -> Self {
-        Self { id: tenant.name.clone(), plan: tenant.plan.clone(), created_at: rfc3339(tenant.created_at_ms), storage_bytes }
+        Self {
+            id: tenant.name.clone(),
+            plan: tenant.plan.clone(),
+            created_at: rfc3339(tenant.created_at_ms),
+            storage_bytes,
+        }
     }
 }
 
@@ -76,9 +81,11 @@ pub(super) async fn create(State(door): State<Door>, Caller(caller): Caller, req
         return Ok(response);
     }
     let created_at_ms = door.shard.clock().now_ms();
-    let view = TenantView { id: new.id.clone(), plan: plan.into(), created_at: rfc3339(created_at_ms), storage_bytes: None };
+    let view =
+        TenantView { id: new.id.clone(), plan: plan.into(), created_at: rfc3339(created_at_ms), storage_bytes: None };
     let answer = json(StatusCode::CREATED, &view)?;
-    let first = |id: &_| cause.as_ref().map(|cause| door.idempotency.sealed(id, cause, &answer, created_at_ms)).transpose();
+    let first =
+        |id: &_| cause.as_ref().map(|cause| door.idempotency.sealed(id, cause, &answer, created_at_ms)).transpose();
     door.directory.create(&new.id, plan, created_at_ms, first).await?;
     Ok(rendered(answer))
 }
@@ -109,7 +116,11 @@ pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Resu
 /// Put a tenant on another plan.
 #[utoipa::path(patch, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)), request_body = TenantChange,
     responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
-pub(super) async fn change(State(door): State<Door>, Tenant(scope): Tenant, request: Request) -> Result<Json<TenantView>> {
+pub(super) async fn change(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    request: Request,
+) -> Result<Json<TenantView>> {
     let body = read_body(request.into_body(), BODY_BYTES).await?;
     let change: TenantChange = parse_json(&body)?;
     door.directory.change_plan(&scope, &change.plan).await?;

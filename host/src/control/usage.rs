@@ -38,7 +38,10 @@ pub(super) struct Question {
 pub(super) async fn ingest(State(door): State<Door>, change: Change) -> Result<Response> {
     let kind = change.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let essence = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    if !matches!(essence.as_str(), "application/cloudevents+json" | "application/cloudevents-batch+json" | "application/json") {
+    if !matches!(
+        essence.as_str(),
+        "application/cloudevents+json" | "application/cloudevents-batch+json" | "application/json"
+    ) {
         return Err(Error::new(
             Kind::Invalid,
             "unsupported_media_type",
@@ -52,7 +55,11 @@ pub(super) async fn ingest(State(door): State<Door>, change: Change) -> Result<R
 /// Sums of a meter by window and group. Values are decimals.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/usage", tag = "usage", params(("tenant" = String, Path), Question),
     responses((status = 200, body = List<UsageRow>), (status = "default", body = Problem)))]
-pub(super) async fn query(State(door): State<Door>, Tenant(scope): Tenant, Query(asked): Query<Question>) -> Result<List<UsageRow>> {
+pub(super) async fn query(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    Query(asked): Query<Question>,
+) -> Result<List<UsageRow>> {
     let meter = asked.meter.as_deref().ok_or_else(|| Error::invalid("name a meter: ?meter=NAME"))?;
     // What the host counted up to now is in the answer.
     door.invoker.tally().flush().await;
@@ -77,11 +84,17 @@ pub(super) async fn meters(State(door): State<Door>, Tenant(scope): Tenant) -> R
 /// One defined meter.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/meters/{meter}", tag = "usage", params(("tenant" = String, Path), ("meter" = String, Path)),
     responses((status = 200, body = Definition), (status = "default", body = Problem)))]
-pub(super) async fn meter(State(door): State<Door>, Tenant(scope): Tenant, Path((_, meter)): Path<(String, String)>) -> Result<Response> {
+pub(super) async fn meter(
+    State(door): State<Door>,
+    Tenant(scope): Tenant,
+    Path((_, meter)): Path<(String, String)>,
+) -> Result<Response> {
     let found = meters::get(&mut door.shard.begin(&scope), &meter).await?;
     let (definition, version) = found.ok_or_else(|| Error::not_found("no such meter is defined"))?;
     let mut response = Json(definition).into_response();
-    response.headers_mut().insert(header::ETAG, HeaderValue::try_from(format!("\"{version}\"")).map_err(Error::internal)?);
+    response
+        .headers_mut()
+        .insert(header::ETAG, HeaderValue::try_from(format!("\"{version}\"")).map_err(Error::internal)?);
     Ok(response)
 }
 

@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::Serialize;
 
 use crate::control::Tenant;
-use crate::control::change::{commit, Change, empty, json};
+use crate::control::change::{Change, commit, empty, json};
 use crate::control::page::List;
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
@@ -27,9 +27,9 @@ pub(super) struct SourceView {
 pub(super) async fn put(Path((_, name)): Path<(String, String)>, change: Change) -> Result<Response> {
     let source = Source::parse(&change.body)?;
     Ok(commit!(change, |effects| {
-            let made = webhooks::put(effects, &name, &source).await?;
-            json(if made { StatusCode::CREATED } else { StatusCode::OK }, &source)
-        }))
+        let made = webhooks::put(effects, &name, &source).await?;
+        json(if made { StatusCode::CREATED } else { StatusCode::OK }, &source)
+    }))
 }
 
 /// The sources that the tenant has defined.
@@ -45,10 +45,10 @@ pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant) -> Res
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(Path((_, name)): Path<(String, String)>, change: Change) -> Response {
     commit!(change, |effects| {
-            if webhooks::delete(effects, &name).await? {
-                Ok(empty(StatusCode::NO_CONTENT))
-            } else {
-                Err(Error::not_found("no such source"))
-            }
-        })
+        if webhooks::delete(effects, &name).await? {
+            Ok(empty(StatusCode::NO_CONTENT))
+        } else {
+            Err(Error::not_found("no such source"))
+        }
+    })
 }

@@ -129,7 +129,9 @@ impl Cache {
                 Op::Sweep { .. } => entries.remove(&write.key),
                 Op::Add(delta) => {
                     let sum = match entries.rows.get(&write.key) {
-                        Some(Some(Row { value: Value::Counter(count), expires_at_ms: None, .. })) => count.checked_add(*delta),
+                        Some(Some(Row { value: Value::Counter(count), expires_at_ms: None, .. })) => {
+                            count.checked_add(*delta)
+                        }
                         _ => None,
                     };
                     match sum {

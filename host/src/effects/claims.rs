@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgPool;
 use sqlx::Row as _;
+use sqlx::postgres::PgPool;
 
 use crate::effects::postgres::failed;
 use crate::kernel::error::{Error, Result};

@@ -293,7 +293,9 @@ impl Shard {
             }
         }
         self.0.wake.notify_one();
-        verdict.await.map_err(|_| Error::unavailable(OUTCOME_UNKNOWN, "the commit's outcome is not known; look before you repeat it"))
+        verdict.await.map_err(|_| {
+            Error::unavailable(OUTCOME_UNKNOWN, "the commit's outcome is not known; look before you repeat it")
+        })
     }
 
     /// Commit what waits, then take nothing more.
@@ -435,7 +437,10 @@ impl Shard {
         let mut verdicts = verdicts.into_iter();
         for done in callers {
             let verdict = verdicts.next().unwrap_or_else(|| {
-                Verdict::Refused(Error::unavailable(OUTCOME_UNKNOWN, "the commit's outcome is not known; look before you repeat it"))
+                Verdict::Refused(Error::unavailable(
+                    OUTCOME_UNKNOWN,
+                    "the commit's outcome is not known; look before you repeat it",
+                ))
             });
             let _ = done.send(verdict);
         }

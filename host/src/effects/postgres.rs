@@ -20,7 +20,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgPool, Pg
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
 use crate::effects::row::{Key, Range, Row, Value};
-use crate::effects::set::{Compute, Facts, Op, OUTCOME_UNKNOWN, Set, Tag, Verdict};
+use crate::effects::set::{Compute, Facts, OUTCOME_UNKNOWN, Op, Set, Tag, Verdict};
 use crate::effects::{Batching, Breaks, KEY_BYTES, Store, refusal};
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::TenantScope;
@@ -157,10 +157,11 @@ impl PostgresStore {
         }
         let mut connection = self.0.options.connect().await.map_err(failed)?;
         self.0.server.look(&mut connection).await.map_err(failed)?;
-        let rows = sqlx::query("select pid, chalet_us(backend_start) from pg_stat_activity where pid = pg_backend_pid()")
-            .fetch_all(&mut connection)
-            .await
-            .map_err(failed)?;
+        let rows =
+            sqlx::query("select pid, chalet_us(backend_start) from pg_stat_activity where pid = pg_backend_pid()")
+                .fetch_all(&mut connection)
+                .await
+                .map_err(failed)?;
         let row = rows.first().ok_or_else(|| failed(sqlx::Error::RowNotFound))?;
         let process = Process { pid: row.try_get(0).map_err(failed)?, started_us: row.try_get(1).map_err(failed)? };
         Ok(Lane { connection, process, used: Instant::now() })
@@ -243,8 +244,10 @@ type Query = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArgum
 /// The options of every connection of a server.
 fn options(url: &str) -> Result<PgConnectOptions> {
     let ms = |duration: Duration| duration.as_millis().to_string();
-    let options = PgConnectOptions::from_str(url)
-        .map_err(|error| Error::invalid("the database URL cannot be read; it has the form postgres://user:password@host/database").source(error))?;
+    let options = PgConnectOptions::from_str(url).map_err(|error| {
+        Error::invalid("the database URL cannot be read; it has the form postgres://user:password@host/database")
+            .source(error)
+    })?;
     Ok(options
         .application_name("chalet")
         .options([
@@ -289,8 +292,12 @@ async fn check_role(connection: &mut PgConnection) -> Result<()> {
 
 /// Refuse a database without all migrations of this build.
 async fn check_migrations(connection: &mut PgConnection) -> Result<()> {
-    let missing = || Error::invalid("the database is not migrated to this version; run `chalet migrate` with the owner's role");
-    let rows = match sqlx::query_scalar::<_, i64>("select version from public._sqlx_migrations where success").fetch_all(connection).await {
+    let missing =
+        || Error::invalid("the database is not migrated to this version; run `chalet migrate` with the owner's role");
+    let rows = match sqlx::query_scalar::<_, i64>("select version from public._sqlx_migrations where success")
+        .fetch_all(connection)
+        .await
+    {
         Ok(rows) => rows,
         // Undefined table, insufficient privilege: nobody has migrated, or not for this role.
         Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P01" | "42501")) => {
@@ -472,7 +479,11 @@ impl Store for PostgresStore {
                         let process = lane.process;
                         drop(lane);
                         let cause = lost.err().map_or_else(|| "connection lost".to_owned(), |late| late.to_string());
-                        tracing::warn!(cause, sets = open.len(), "a commit's connection was lost; its rows are looked for");
+                        tracing::warn!(
+                            cause,
+                            sets = open.len(),
+                            "a commit's connection was lost; its rows are looked for"
+                        );
                         let found = self.search(&waiting, process, not_after_ms).await;
                         last = Error::unavailable("database_unavailable", "the database does not answer; try again");
                         let mut gone = Vec::new();
@@ -768,9 +779,9 @@ fn runs(sets: &[&Set]) -> (Vec<i32>, Vec<bool>) {
         }
         checks.push(latest.is_some());
         let clashes = set.writes.iter().any(|write| {
-            writers.get(&write.key).is_some_and(|(writer, adds)| {
-                *writer >= first && !(*adds && matches!(write.op, Op::Add(_)))
-            })
+            writers
+                .get(&write.key)
+                .is_some_and(|(writer, adds)| *writer >= first && !(*adds && matches!(write.op, Op::Add(_))))
         });
         if clashes || latest.is_some_and(|writer| writer >= first) {
             first = n;

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteRow, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Connection, QueryBuilder, Row as _, Sqlite};
 use tokio::sync::Mutex;
@@ -378,8 +378,9 @@ async fn versions<'k>(
 
 async fn changed_range(connection: &mut SqliteConnection, tenant: &TenantId, facts: &Facts) -> Result<Option<Key>> {
     for fact in &facts.ranges {
-        let mut query =
-            QueryBuilder::<Sqlite>::new("select count(*) as n, coalesce(max(version), 0) as v from rows where tenant_id = ");
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "select count(*) as n, coalesce(max(version), 0) as v from rows where tenant_id = ",
+        );
         query.push_bind(tenant.as_str());
         push_range(&mut query, &fact.range, facts.now_ms);
         let row = query.build().fetch_one(&mut *connection).await.map_err(failed)?;
@@ -465,7 +466,8 @@ async fn heads(connection: &mut SqliteConnection, sets: &[Set]) -> Result<HashMa
     let mut tenants: Vec<&str> = sets.iter().map(|set| set.scope.id().as_str()).collect();
     tenants.sort_unstable();
     tenants.dedup();
-    let mut query = QueryBuilder::<Sqlite>::new("select tenant_id, epoch, seq, bytes, state from heads where tenant_id in (");
+    let mut query =
+        QueryBuilder::<Sqlite>::new("select tenant_id, epoch, seq, bytes, state from heads where tenant_id in (");
     let mut list = query.separated(", ");
     for tenant in tenants {
         list.push_bind(tenant);
@@ -509,9 +511,8 @@ async fn invalid(
         }
         for fact in set.facts.ranges.iter().filter(|_| !breaks.ranges) {
             let from = fact.range.space.key(fact.range.from.clone());
-            let inside = overlay
-                .range((tenant, &from)..)
-                .take_while(|((t, key), _)| *t == tenant && fact.range.contains(key));
+            let inside =
+                overlay.range((tenant, &from)..).take_while(|((t, key), _)| *t == tenant && fact.range.contains(key));
             for (place, now) in inside {
                 if changed(place, now) {
                     return Ok(Some(place.1.clone()));
@@ -596,8 +597,9 @@ async fn write_rows(connection: &mut SqliteConnection, overlay: &Overlay<'_>) ->
         }
     }
     for chunk in puts.chunks(CHUNK) {
-        let mut query =
-            QueryBuilder::<Sqlite>::new("insert into rows (tenant_id, space, key, value, counter, version, expires_at_ms) ");
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "insert into rows (tenant_id, space, key, value, counter, version, expires_at_ms) ",
+        );
         query.push_values(chunk, |mut values, (tenant, key, (value, version, expires_at_ms))| {
             let (bytes, counter) = match value {
                 Value::Bytes(bytes) => (Some(&bytes[..]), None),
@@ -647,7 +649,10 @@ async fn write_heads(
     Ok(())
 }
 
-async fn write_usage(connection: &mut SqliteConnection, used: &BTreeMap<(&TenantId, &str, i64), Compute>) -> Result<()> {
+async fn write_usage(
+    connection: &mut SqliteConnection,
+    used: &BTreeMap<(&TenantId, &str, i64), Compute>,
+) -> Result<()> {
     if used.is_empty() {
         return Ok(());
     }

@@ -54,16 +54,18 @@ pub async fn directory_dialect(db: &Db) -> Result<()> {
                 .await
                 .map_err(failed)?;
         }
-        sqlx::query("insert into api_keys (id, tenant_id, name, digest, scopes, created_at_ms) values ($1, $2, $3, $4, $5, $6)")
-            .bind(id)
-            .bind(tenant)
-            .bind("Schlüssel")
-            .bind(digest.clone())
-            .bind("a b")
-            .bind(-1_i64)
-            .execute(db.directory())
-            .await
-            .map_err(failed)?;
+        sqlx::query(
+            "insert into api_keys (id, tenant_id, name, digest, scopes, created_at_ms) values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(id)
+        .bind(tenant)
+        .bind("Schlüssel")
+        .bind(digest.clone())
+        .bind("a b")
+        .bind(-1_i64)
+        .execute(db.directory())
+        .await
+        .map_err(failed)?;
         let row = sqlx::query("select tenant_id, name, digest, created_at_ms from api_keys where id = $1")
             .bind(id)
             .fetch_one(db.directory())

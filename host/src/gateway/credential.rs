@@ -41,7 +41,11 @@ impl Credentials {
     /// Who presents this request.
     pub async fn authenticate(&self, headers: &HeaderMap, peer: SocketAddr) -> Result<Principal> {
         let unauthenticated = || {
-            Error::new(Kind::Unauthenticated, "unauthenticated", "present a valid API key as `Authorization: Bearer KEY`")
+            Error::new(
+                Kind::Unauthenticated,
+                "unauthenticated",
+                "present a valid API key as `Authorization: Bearer KEY`",
+            )
         };
         let Some(key) = presented(headers) else { return Err(unauthenticated()) };
         let guesses = self.guesses.get(&peer.ip());

@@ -69,23 +69,26 @@ async fn definition(door: &Door, scope: &TenantScope, released: &Released, sourc
     if let Some((defined, _)) = webhooks::get(&mut effects, source).await? {
         return Ok(defined);
     }
-    released
-        .manifest
-        .webhooks
-        .iter()
-        .find(|webhook| webhook.source == source)
-        .map(Source::from)
-        .ok_or_else(no_source)
+    released.manifest.webhooks.iter().find(|webhook| webhook.source == source).map(Source::from).ok_or_else(no_source)
 }
 
-async fn verified(door: &Door, scope: &TenantScope, source: &Source, headers: &HeaderMap, body: &[u8]) -> Result<Verified> {
+async fn verified(
+    door: &Door,
+    scope: &TenantScope,
+    source: &Source,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Verified> {
     let mut effects = door.shard.begin(scope);
     let secret = door.services.secrets.get(&mut effects, &source.secret).await.map_err(|error| {
         if error.kind() != Kind::NotFound {
             return error;
         }
-        Error::unavailable("webhook_secret_missing", "the receiver has not stored this source's secret yet; deliver again later")
-            .source(error)
+        Error::unavailable(
+            "webhook_secret_missing",
+            "the receiver has not stored this source's secret yet; deliver again later",
+        )
+        .source(error)
     })?;
     webhooks::verify(source, &webhooks::keys(&secret), headers, body, effects.now_ms())
 }
@@ -94,7 +97,11 @@ async fn verified(door: &Door, scope: &TenantScope, source: &Source, headers: &H
 fn cause(source: &str, verified: &Verified) -> Cause {
     let fingerprint = idempotency::fingerprint(&[]);
     let cause = Cause::new("webhook", source, &verified.id, fingerprint, idempotency::WEBHOOK_MS);
-    if verified.id_signed { cause } else { cause.or_same("webhook bytes", source, &hex::encode(verified.digest), REPLAY_MS) }
+    if verified.id_signed {
+        cause
+    } else {
+        cause.or_same("webhook bytes", source, &hex::encode(verified.digest), REPLAY_MS)
+    }
 }
 
 fn delivered(headers: &HeaderMap) -> Vec<(String, Bytes)> {

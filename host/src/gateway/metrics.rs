@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -44,7 +44,10 @@ impl Metrics {
     /// Metrics that start at 0.
     pub fn new() -> Self {
         // 0.25 ms to 8 s.
-        Self { requests: Family::default(), seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_25, 2.0, 16))) }
+        Self {
+            requests: Family::default(),
+            seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_25, 2.0, 16))),
+        }
     }
 
     pub(super) fn answered(&self, plane: &'static str, status: StatusCode, took: Duration) {
@@ -79,7 +82,11 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     let counts = door.invoker.counts();
     counter("invocations", "Invocations that ended", read(&counts.invocations));
     counter("invocation_failures", "Invocations that failed", read(&counts.failures));
-    counter("invocation_reruns", "Runs after an invocation's first, because data changed underneath", read(&counts.reruns));
+    counter(
+        "invocation_reruns",
+        "Runs after an invocation's first, because data changed underneath",
+        read(&counts.reruns),
+    );
     counter("invocation_replays", "Requests that got a stored answer", read(&counts.replays));
     counter("invocations_shed", "Invocations turned away for lack of a place", read(&counts.shed));
     let counts = door.shard.counts();
@@ -102,7 +109,8 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     );
     let mut text = String::new();
     match encode(&mut text, &registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response(),
+        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
         Err(error) => crate::kernel::error::Error::internal(error).into_response(),
     }
 }

@@ -59,7 +59,11 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     let public = found.as_ref().is_some_and(|(_, released)| {
         released.manifest.http.as_ref().is_some_and(|http| matches!(http.auth, Auth::None))
     });
-    let caller = if public { Caller::Anyone } else { Caller::Key(door.credentials.authenticate(&parts.headers, peer).await.map_err(refuse)?) };
+    let caller = if public {
+        Caller::Anyone
+    } else {
+        Caller::Key(door.credentials.authenticate(&parts.headers, peer).await.map_err(refuse)?)
+    };
     let (scope, released) = found.ok_or_else(|| refuse(no_route()))?;
     caller.check(&scope).map_err(refuse)?;
     let matched = released.routes.find(parts.method.as_str(), &path).ok_or_else(|| refuse(no_route()))?;
@@ -73,7 +77,8 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
         return Err(with_limits(refuse(error), &admission));
     }
     let body = read_body(body, scope.plan().request_body_bytes).await.map_err(refuse)?;
-    let cause = cause(&caller, &parts.headers, parts.method.as_str(), &parts.uri, plugin, &matched.route, &body).map_err(refuse)?;
+    let cause = cause(&caller, &parts.headers, parts.method.as_str(), &parts.uri, plugin, &matched.route, &body)
+        .map_err(refuse)?;
     let call = Call::Http(http::Request {
         method: parts.method.as_str().to_owned(),
         path,
@@ -162,7 +167,8 @@ fn cause(
 pub(crate) async fn read_body(body: Body, limit: u64) -> Result<Bytes> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     axum::body::to_bytes(body, limit).await.map_err(|error| {
-        let too_large = std::error::Error::source(&error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+        let too_large =
+            std::error::Error::source(&error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
         if too_large {
             Error::new(Kind::Invalid, "too_large", format!("the body has more than {limit} bytes"))
         } else {

@@ -42,10 +42,9 @@ pub fn status(error: &Error) -> StatusCode {
         (_, "precondition_failed") => StatusCode::PRECONDITION_FAILED,
         (_, "unsupported_media_type") => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         (_, "deadline_exceeded" | "fuel_exhausted") => StatusCode::GATEWAY_TIMEOUT,
-        (
-            Kind::Invalid,
-            "bad_request" | "bad_json" | "idempotency_key_invalid" | "no_such_plan" | "cursor_invalid",
-        ) => StatusCode::BAD_REQUEST,
+        (Kind::Invalid, "bad_request" | "bad_json" | "idempotency_key_invalid" | "no_such_plan" | "cursor_invalid") => {
+            StatusCode::BAD_REQUEST
+        }
         (Kind::Invalid, _) => StatusCode::UNPROCESSABLE_ENTITY,
         (Kind::Unauthenticated, _) => StatusCode::UNAUTHORIZED,
         (Kind::Denied, _) => StatusCode::FORBIDDEN,

@@ -22,7 +22,11 @@ pub(super) struct Lanes {
 }
 
 /// The live entry of a key, made if there is none. Dead entries go as the map grows.
-fn entry<K: Clone + Eq + std::hash::Hash, T>(map: &Mutex<HashMap<K, Weak<T>>>, key: &K, make: impl FnOnce() -> T) -> Arc<T> {
+fn entry<K: Clone + Eq + std::hash::Hash, T>(
+    map: &Mutex<HashMap<K, Weak<T>>>,
+    key: &K,
+    make: impl FnOnce() -> T,
+) -> Arc<T> {
     let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(live) = map.get(key).and_then(Weak::upgrade) {
         return live;

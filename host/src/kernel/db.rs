@@ -151,7 +151,10 @@ impl Db {
 /// password; giving it one is the operator's. It may be called again at any time, also for another role.
 pub async fn migrate(owner_url: &str, role: Option<&str>) -> Result<()> {
     let options: sqlx::postgres::PgConnectOptions = owner_url.parse().map_err(|error: sqlx::Error| {
-        Error::invalid("the owner's database URL cannot be read; it has the form postgres://user:password@host/database").source(error)
+        Error::invalid(
+            "the owner's database URL cannot be read; it has the form postgres://user:password@host/database",
+        )
+        .source(error)
     })?;
     let mut connection = options.disable_statement_logging().connect().await.map_err(failed)?;
     postgres::MIGRATIONS.run(&mut connection).await.map_err(Error::internal)?;
@@ -161,6 +164,28 @@ pub async fn migrate(owner_url: &str, role: Option<&str>) -> Result<()> {
         .await
         .map_err(failed)?;
     connection.close().await.map_err(failed)
+}
+
+/// The version of SQLite that reads this file, opened for reading only: a file that is no database is found
+/// out, because its schema is read.
+pub async fn sqlite_version(path: &Path) -> Result<String, sqlx::Error> {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut connection = options.connect().await?;
+    let version = sqlx::query_scalar("select sqlite_version() from (select count(*) from sqlite_schema)")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(version)
+}
+
+/// How many milliseconds a PostgreSQL server's clock is ahead of this machine's.
+pub async fn postgres_skew_ms(url: &str) -> Result<i64, sqlx::Error> {
+    let mut connection = sqlx::postgres::PgConnection::connect(url).await?;
+    let theirs: i64 = sqlx::query_scalar("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(theirs - Clock::system().now_ms())
 }
 
 /// An error of the driver; what it says is for the log.
@@ -183,7 +208,8 @@ async fn pool(url: &str) -> Result<AnyPool> {
 }
 
 fn lock(path: &Path) -> Result<std::fs::File> {
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::internal)?;
+    let file =
+        std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::internal)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         Error::unavailable(
             "data_in_use",

@@ -87,7 +87,13 @@ impl Error {
 
     /// The same answer for another caller; the cause stays with the first.
     pub(crate) fn copy(&self) -> Self {
-        Self { kind: self.kind, code: self.code, message: self.message.clone(), retry_after: self.retry_after, source: None }
+        Self {
+            kind: self.kind,
+            code: self.code,
+            message: self.message.clone(),
+            retry_after: self.retry_after,
+            source: None,
+        }
     }
 
     /// What the caller does next.

@@ -70,14 +70,16 @@ impl Directory {
         let id = TenantId::new();
         let first = first(&id)?;
         let mut transaction = self.db.tenant(&id).await?;
-        let made = sqlx::query("insert into tenants (id, name, plan, created_at_ms) values ($1, $2, $3, $4) on conflict (name) do nothing")
-            .bind(id.as_str())
-            .bind(name)
-            .bind(plan.name.as_str())
-            .bind(now_ms)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
+        let made = sqlx::query(
+            "insert into tenants (id, name, plan, created_at_ms) values ($1, $2, $3, $4) on conflict (name) do nothing",
+        )
+        .bind(id.as_str())
+        .bind(name)
+        .bind(plan.name.as_str())
+        .bind(now_ms)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
         if made.rows_affected() == 0 {
             return Err(Error::new(Kind::Conflict, "tenant_exists", "there is a tenant of this name; choose another"));
         }
@@ -146,7 +148,8 @@ impl Directory {
 
     async fn scope_of(&self, row: Option<sqlx::any::AnyRow>) -> Result<Option<TenantScope>> {
         let Some(row) = row else { return Ok(None) };
-        let (id, name, plan): (String, String, String) = (column(&row, "id")?, column(&row, "name")?, column(&row, "plan")?);
+        let (id, name, plan): (String, String, String) =
+            (column(&row, "id")?, column(&row, "name")?, column(&row, "plan")?);
         Ok(Some(TenantScope::mint(TenantId::from_row(&id), name, self.plan(&plan).await?)))
     }
 
@@ -163,12 +166,13 @@ impl Directory {
 
     /// Tenants in the order of their names, behind `after`.
     pub async fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<Tenant>> {
-        let rows = sqlx::query("select id, name, plan, created_at_ms from tenants where name > $1 order by name limit $2")
-            .bind(after.unwrap_or(""))
-            .bind(limit as i64)
-            .fetch_all(self.db.directory())
-            .await
-            .map_err(failed)?;
+        let rows =
+            sqlx::query("select id, name, plan, created_at_ms from tenants where name > $1 order by name limit $2")
+                .bind(after.unwrap_or(""))
+                .bind(limit as i64)
+                .fetch_all(self.db.directory())
+                .await
+                .map_err(failed)?;
         rows.iter().map(tenant_of).collect()
     }
 
@@ -223,7 +227,11 @@ impl Directory {
             Some(row) => plan_of(&row)?,
             None if name == Plan::default().name => Plan::default(),
             None => {
-                return Err(Error::new(Kind::Invalid, "no_such_plan", "there is no plan of this name; GET /v1/plans lists them"));
+                return Err(Error::new(
+                    Kind::Invalid,
+                    "no_such_plan",
+                    "there is no plan of this name; GET /v1/plans lists them",
+                ));
             }
         };
         let plan = Arc::new(plan);
@@ -233,7 +241,8 @@ impl Directory {
 
     /// All plans, by name.
     pub async fn plans(&self) -> Result<Vec<Plan>> {
-        let rows = sqlx::query("select body from plans order by name").fetch_all(self.db.directory()).await.map_err(failed)?;
+        let rows =
+            sqlx::query("select body from plans order by name").fetch_all(self.db.directory()).await.map_err(failed)?;
         let mut plans = rows.iter().map(plan_of).collect::<Result<Vec<_>>>()?;
         if plans.iter().all(|plan| plan.name != Plan::default().name) {
             plans.insert(0, Plan::default());
@@ -245,12 +254,14 @@ impl Directory {
     pub async fn put_plan(&self, plan: &Plan) -> Result<()> {
         check_name(&plan.name)?;
         let body = serde_json::to_string(plan).map_err(Error::internal)?;
-        sqlx::query("insert into plans (name, body) values ($1, $2) on conflict (name) do update set body = excluded.body")
-            .bind(plan.name.as_str())
-            .bind(body)
-            .execute(self.db.directory())
-            .await
-            .map_err(failed)?;
+        sqlx::query(
+            "insert into plans (name, body) values ($1, $2) on conflict (name) do update set body = excluded.body",
+        )
+        .bind(plan.name.as_str())
+        .bind(body)
+        .execute(self.db.directory())
+        .await
+        .map_err(failed)?;
         self.plans.invalidate(&plan.name);
         self.by_name.invalidate_all();
         self.by_id.invalidate_all();

@@ -6,15 +6,15 @@
 //! the second one's commit conflicts and its re-run finds the answer. The claim only lets the second one
 //! know early (409). Answers are sealed with the tenant's key.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::effects::{Effects, Key, Space};
+use crate::effects::{Claim, Claims, Effects, Key, Space};
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::id;
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::{TenantId, TenantScope};
 
@@ -79,7 +79,11 @@ impl Cause {
 /// The key of an `Idempotency-Key` header: a structured-field string, or the same without its quotes.
 pub fn parse_key(header: &[u8]) -> Result<String> {
     let bad = || {
-        Error::new(Kind::Invalid, "idempotency_key_invalid", "Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or not")
+        Error::new(
+            Kind::Invalid,
+            "idempotency_key_invalid",
+            "Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or not",
+        )
     };
     let text = std::str::from_utf8(header).map_err(|_| bad())?.trim();
     let key = if text.starts_with('"') {
@@ -141,45 +145,72 @@ fn decode(plain: &[u8]) -> Result<([u8; 32], Answer)> {
     Ok((head.fingerprint, answer))
 }
 
+fn reused() -> Error {
+    Error::new(
+        Kind::Invalid,
+        "idempotency_key_reused",
+        "this Idempotency-Key came with another request before; use a new key for a new request",
+    )
+}
+
 /// Stored answers, and the requests that run now.
 #[derive(Clone)]
 pub struct Idempotency {
     master: Master,
-    running: Arc<Mutex<HashSet<(TenantId, Bytes)>>>,
+    claims: Claims,
 }
 
-/// A request that holds its key while it runs.
-pub struct Claim {
-    running: Arc<Mutex<HashSet<(TenantId, Bytes)>>>,
-    place: (TenantId, Bytes),
+/// A request that holds its key while it runs. Dropped without [`Self::release`], because its caller went
+/// away, it is given back in the background.
+pub struct Held {
+    claims: Claims,
+    scope: TenantScope,
+    key: String,
+    owner: String,
+    open: bool,
 }
 
-impl Drop for Claim {
+impl Held {
+    /// Give the key back, so that a repetition need not wait.
+    pub async fn release(mut self) {
+        self.open = false;
+        if let Err(error) = self.claims.release(&self.scope, &self.key, &self.owner).await {
+            tracing::debug!(%error, "a claim was not given back; it ends with its lease");
+        }
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.place);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if std::mem::take(&mut self.open) {
+            let (claims, scope) = (self.claims.clone(), self.scope.clone());
+            let (key, owner) = (std::mem::take(&mut self.key), std::mem::take(&mut self.owner));
+            // What fails here ends with the lease.
+            runtime.spawn(async move { claims.release(&scope, &key, &owner).await });
+        }
     }
 }
 
 impl Idempotency {
-    /// Answers sealed with this master key.
-    pub fn new(master: Master) -> Self {
-        Self { master, running: Arc::default() }
+    /// Answers sealed with this master key; claims that the nodes of a database share.
+    pub fn new(master: Master, claims: Claims) -> Self {
+        Self { master, claims }
     }
 
-    /// Hold a key on this node while its request runs; 409 if another request holds it.
-    pub fn claim(&self, scope: &TenantScope, cause: &Cause) -> Result<Claim> {
-        let place = (scope.id().clone(), cause.row.key.clone());
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if !running.insert(place.clone()) {
-            return Err(Error::new(
+    /// Hold a key while its request runs, at most as long as `lease`; 409 if another request holds it.
+    pub async fn claim(&self, scope: &TenantScope, cause: &Cause, lease: Duration) -> Result<Held> {
+        let (key, owner) = (hex::encode(&cause.row.key), id::new());
+        match self.claims.claim(scope, &key, &cause.fingerprint, &owner, lease).await? {
+            Claim::Claimed => Ok(Held { claims: self.claims.clone(), scope: scope.clone(), key, owner, open: true }),
+            Claim::Running { retry_after } => Err(Error::new(
                 Kind::Conflict,
                 "idempotency_key_in_use",
                 "a request with this Idempotency-Key is still running; try again",
             )
-            .retry_after(std::time::Duration::from_secs(1)));
+            .retry_after(retry_after.min(Duration::from_secs(1)))),
+            Claim::Mismatch => Err(reused()),
         }
-        drop(running);
-        Ok(Claim { running: self.running.clone(), place })
     }
 
     /// The answer that this cause already has. The read belongs to the transaction, so that its commit
@@ -190,24 +221,27 @@ impl Idempotency {
 
     /// The same, with the number of the commit that stored it.
     pub async fn find_versioned(&self, effects: &mut Effects, cause: &Cause) -> Result<Option<(Answer, u64)>> {
-        let keys: Vec<Key> = std::iter::once(&cause.row).chain(cause.alias.as_ref().map(|(row, _)| row)).cloned().collect();
+        let keys: Vec<Key> =
+            std::iter::once(&cause.row).chain(cause.alias.as_ref().map(|(row, _)| row)).cloned().collect();
         let rows = effects.get_many(&keys).await?;
         let Some((key, row)) = keys.iter().zip(rows).find_map(|(key, row)| Some((key, row?))) else { return Ok(None) };
         let place = hex::encode(&key.key);
         let plain = self.master.open(effects.scope().id(), &place, &row.value.to_bytes())?;
         let (fingerprint, answer) = decode(&plain)?;
         if fingerprint != cause.fingerprint {
-            return Err(Error::new(
-                Kind::Invalid,
-                "idempotency_key_reused",
-                "this Idempotency-Key came with another request before; use a new key for a new request",
-            ));
+            return Err(reused());
         }
         Ok(Some((answer, row.version)))
     }
 
     /// The row that holds the answer of this cause, for a tenant that is being made: key, value and expiry.
-    pub fn sealed(&self, tenant: &TenantId, cause: &Cause, answer: &Answer, now_ms: i64) -> Result<(Key, Vec<u8>, i64)> {
+    pub fn sealed(
+        &self,
+        tenant: &TenantId,
+        cause: &Cause,
+        answer: &Answer,
+        now_ms: i64,
+    ) -> Result<(Key, Vec<u8>, i64)> {
         let plain = encode(cause.fingerprint, answer)?;
         let sealed = self.master.seal(tenant, &hex::encode(&cause.row.key), &plain);
         Ok((cause.row.clone(), sealed, now_ms + cause.keep_ms))

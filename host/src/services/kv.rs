@@ -92,7 +92,13 @@ pub async fn delete(effects: &mut Effects, collection: &str, key: &str, if_versi
 
 /// At most `limit` entries whose keys start with `prefix`, from `cursor` on. A page ends early where its
 /// values reach [`PAGE_BYTES`].
-pub async fn list(effects: &mut Effects, collection: &str, prefix: &str, cursor: Option<&str>, limit: u32) -> Result<Page> {
+pub async fn list(
+    effects: &mut Effects,
+    collection: &str,
+    prefix: &str,
+    cursor: Option<&str>,
+    limit: u32,
+) -> Result<Page> {
     if limit == 0 || limit > PAGE {
         return Err(Error::invalid(format!("a page has 1 to {PAGE} entries")));
     }
@@ -181,6 +187,10 @@ fn last_of(cursor: &str, prefix: &str) -> Result<Vec<u8>> {
 fn place(collection: &str, key: &str) -> Result<Key> {
     if key.is_empty() || key.len() > KEY_BYTES {
         return Err(Error::invalid(format!("a key has 1 to {KEY_BYTES} bytes")));
+    }
+    // Text that not every database and tool can hold is refused where it is staged.
+    if key.contains('\0') {
+        return Err(Error::invalid("a key has no NUL in it"));
     }
     Ok(space(collection)?.key(key.as_bytes().to_vec()))
 }

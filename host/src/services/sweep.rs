@@ -21,12 +21,14 @@ const ROWS: i64 = 500;
 /// meanwhile stays, and removing a row twice changes nothing.
 pub async fn run(db: &Db, shard: &Shard, directory: &Directory) -> Result<()> {
     let before_ms = shard.clock().now_ms() - GRACE_MS;
-    let due = sqlx::query("select tenant_id, due_at_ms from due where kind = 'sweep' and due_at_ms <= $1 order by due_at_ms limit $2")
-        .bind(before_ms)
-        .bind(TENANTS)
-        .fetch_all(db.directory())
-        .await
-        .map_err(failed)?;
+    let due = sqlx::query(
+        "select tenant_id, due_at_ms from due where kind = 'sweep' and due_at_ms <= $1 order by due_at_ms limit $2",
+    )
+    .bind(before_ms)
+    .bind(TENANTS)
+    .fetch_all(db.directory())
+    .await
+    .map_err(failed)?;
     for row in &due {
         let tenant = TenantId::from_row(&column::<String>(row, "tenant_id")?);
         let due_at_ms: i64 = column(row, "due_at_ms")?;
@@ -35,17 +37,26 @@ pub async fn run(db: &Db, shard: &Shard, directory: &Directory) -> Result<()> {
     Ok(())
 }
 
-async fn sweep(db: &Db, shard: &Shard, directory: &Directory, tenant: &TenantId, due_at_ms: i64, before_ms: i64) -> Result<()> {
+async fn sweep(
+    db: &Db,
+    shard: &Shard,
+    directory: &Directory,
+    tenant: &TenantId,
+    due_at_ms: i64,
+    before_ms: i64,
+) -> Result<()> {
     let scope = directory.by_id(tenant).await?;
     while let Some(scope) = &scope {
         let mut transaction = db.tenant(tenant).await?;
-        let expired = sqlx::query("select space, key from rows where tenant_id = $1 and expires_at_ms <= $2 order by expires_at_ms limit $3")
-            .bind(tenant.as_str())
-            .bind(before_ms)
-            .bind(ROWS)
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(failed)?;
+        let expired = sqlx::query(
+            "select space, key from rows where tenant_id = $1 and expires_at_ms <= $2 order by expires_at_ms limit $3",
+        )
+        .bind(tenant.as_str())
+        .bind(before_ms)
+        .bind(ROWS)
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
         if expired.is_empty() {
             break;
@@ -60,11 +71,12 @@ async fn sweep(db: &Db, shard: &Shard, directory: &Directory, tenant: &TenantId,
     // The next look is due when the next row is; but at least once an hour, because a commit may have written
     // a row that expires earlier while this ran.
     let mut transaction = db.tenant(tenant).await?;
-    let next = sqlx::query("select min(expires_at_ms) as next from rows where tenant_id = $1 and expires_at_ms is not null")
-        .bind(tenant.as_str())
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(failed)?;
+    let next =
+        sqlx::query("select min(expires_at_ms) as next from rows where tenant_id = $1 and expires_at_ms is not null")
+            .bind(tenant.as_str())
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(failed)?;
     let next_ms = column::<Option<i64>>(&next, "next")?.unwrap_or(i64::MAX).min(before_ms + LOOK_MS);
     sqlx::query("update due set due_at_ms = $3 where kind = 'sweep' and tenant_id = $1 and due_at_ms = $2")
         .bind(tenant.as_str())

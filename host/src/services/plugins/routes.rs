@@ -42,7 +42,8 @@ impl Routes {
     /// The route for this method and percent-encoded path. HEAD is answered by a GET route.
     pub fn find(&self, method: &str, path: &str) -> Option<Matched> {
         let found = self.paths.at(path).ok()?;
-        let route = found.value.iter().find(|route| route.allows(method) || (method == "HEAD" && route.allows("GET")))?;
+        let route =
+            found.value.iter().find(|route| route.allows(method) || (method == "HEAD" && route.allows("GET")))?;
         let params = found.params.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect();
         Some(Matched { route: route.to_string(), params })
     }

@@ -68,7 +68,7 @@ pub fn misbehave(what: &str) -> Result<Response> {
         "huge-body" => Ok(Response::new(200).with_body(vec![b'x'; 16 << 20])),
         "huge-header" => Ok(Response::text("x").with_header("x-huge", vec![b'x'; 1 << 20])),
         "many-headers" => {
-            Ok((0..10_000).fold(Response::text("x"), |answer, n| answer.with_header(&format!("x-{n}"), "x")))
+            Ok((0..1_000).fold(Response::text("x"), |answer, n| answer.with_header(&format!("x-{n}"), "x")))
         }
         "bad-header" => Ok(Response::text("x").with_header("x-bad", "a\r\nset-cookie: b=c")),
         "bad-status" => Ok(Response::new(99)),
