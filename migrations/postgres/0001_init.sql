@@ -121,6 +121,10 @@ create function chalet_now_ms() returns bigint
 language sql volatile
 return (extract(epoch from clock_timestamp()) * 1000)::bigint;
 
+create function chalet_us(p_time timestamptz) returns bigint
+language sql immutable
+return (extract(epoch from p_time) * 1000000)::bigint;
+
 -- The planner cannot know how long an array is, and the right plan is always the same: one look into the
 -- primary key per element. So every function below forbids the others and keeps its plan.
 
@@ -493,23 +497,28 @@ begin
         order by o.n;
 end $$;
 
--- After a lost connection: the versions of these rows, which only the lost commit can have written, seen once
--- its head lock is free. `late` says that the lost call can no longer change anything.
-create function chalet_outcome(p_tenant text, p_not_after_ms bigint, p_spaces text[], p_keys bytea[])
-returns table (epoch bigint, late boolean, n bigint, version bigint)
+-- After a lost connection: the versions of these rows, which only the lost call can have written, seen once
+-- its head lock is free. `dead` says that the call can no longer change anything: its time is over, or the
+-- server process that it ran in (`p_process`, `p_started_us`) is gone.
+create function chalet_outcome(
+    p_tenant text, p_not_after_ms bigint, p_process int, p_started_us bigint, p_spaces text[], p_keys bytea[]
+)
+returns table (epoch bigint, dead boolean, n bigint, version bigint)
 language plpgsql volatile security invoker
 set search_path = public, pg_temp
 as $$
 #variable_conflict use_column
 declare
     v_epoch bigint;
-    v_late boolean;
+    v_dead boolean;
 begin
     perform set_config('app.tenant', p_tenant, true);
     select h.epoch into v_epoch from heads h where h.tenant_id = p_tenant for update;
-    v_late := chalet_now_ms() > p_not_after_ms;
+    v_dead := chalet_now_ms() > p_not_after_ms or not exists (
+        select from pg_stat_activity a where a.pid = p_process and chalet_us(a.backend_start) = p_started_us
+    );
     return query
-        select v_epoch, v_late, w.n, r.version
+        select v_epoch, v_dead, w.n, r.version
         from unnest(p_spaces, p_keys) with ordinality as w (space, key, n)
         left join rows r on r.tenant_id = p_tenant and r.space = w.space and r.key = w.key;
 end $$;

@@ -1,9 +1,18 @@
 //! What is PostgreSQL's alone: roles, row-level security, migration, and the kit's own cluster.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use crate::kit::postgres::{self, Database};
+use crate::kit::proxy::Proxy;
+use crate::kit::store::Bench;
+use chalet::effects::{Key, Shard, Space, Value, Verdict};
 use chalet::kernel::clock::Clock;
 use chalet::kernel::db::{Db, Location, migrate};
 use chalet::kernel::error::Kind;
+use chalet::kernel::tenant::TenantScope;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 
 /// Tables with a `tenant_id` that are read before a tenant is known, or that name tenants without content.
@@ -171,4 +180,159 @@ async fn the_clock_follows_the_database() {
     db.follow(&clock).await.expect("the database says its time");
     let ahead_ms = clock.now_ms() - system_ms;
     assert!((86_400_000..86_460_000).contains(&ahead_ms), "{ahead_ms}");
+}
+
+const KV: Space = Space::named("kv/things");
+
+/// What a writer was told of its commits, by their marker rows.
+#[derive(Default)]
+struct Told {
+    committed: HashSet<Key>,
+    not_committed: HashSet<Key>,
+    unknown: HashSet<Key>,
+}
+
+/// Commit until told to stop: each time a row of its own, which is the marker, and one more in a counter.
+async fn write(shard: Shard, scope: TenantScope, name: usize, stop: Arc<AtomicBool>) -> Told {
+    let mut told = Told::default();
+    let mut n = 0;
+    while !stop.load(Ordering::SeqCst) {
+        n += 1;
+        let marker = KV.key(format!("row/{name}/{n}"));
+        let mut effects = shard.begin(&scope);
+        effects.put(marker.clone(), "x", None).expect("staged");
+        effects.add(KV.key("count"), 1).expect("staged");
+        let outcome = match shard.commit(effects.into_set(Some(marker.clone()), None)).await {
+            Ok(Verdict::Committed { .. }) => &mut told.committed,
+            Ok(Verdict::Conflict { key }) => panic!("nothing was read, and {key:?} conflicts"),
+            Ok(Verdict::Refused(error)) | Err(error) => {
+                assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+                // The database may be away for a moment.
+                tokio::task::yield_now().await;
+                if error.code() == "outcome_unknown" { &mut told.unknown } else { &mut told.not_committed }
+            }
+        };
+        outcome.insert(marker);
+    }
+    told
+}
+
+/// Writers of some tenants while `trouble` happens; then everything they were told is compared with what is there.
+async fn survives(bench: Bench, trouble: impl Future<Output = ()>) {
+    const TENANTS: usize = 4;
+    const WRITERS: usize = 4;
+    let shard = bench.shard();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut scopes = Vec::new();
+    let mut writers = Vec::new();
+    for _ in 0..TENANTS {
+        let scope = bench.tenant().await;
+        let own = (0..WRITERS).map(|name| tokio::spawn(write(shard.clone(), scope.clone(), name, stop.clone())));
+        writers.push(own.collect::<Vec<_>>());
+        scopes.push(scope);
+    }
+    trouble.await;
+    stop.store(true, Ordering::SeqCst);
+    let (mut committed, mut not_committed, mut unknown) = (0, 0, 0);
+    for (scope, writers) in scopes.iter().zip(writers) {
+        let mut told = Told::default();
+        for writer in writers {
+            let one = writer.await.expect("a writer ends");
+            told.committed.extend(one.committed);
+            told.not_committed.extend(one.not_committed);
+            told.unknown.extend(one.unknown);
+        }
+        let other = bench.other_node(Default::default()).await;
+        let mut there = HashSet::new();
+        let (tag, count) = {
+            let (tag, rows) = other.store().scan(scope, &KV.prefix("row/"), 0, 1_000_000).await.expect("read");
+            there.extend(rows.into_iter().map(|(key, _)| KV.key(key)));
+            let (_, rows) = other.store().read(scope, &[KV.key("count")]).await.expect("read");
+            (tag, rows[0].as_ref().map_or(0, |row| if let Value::Counter(count) = row.value { count } else { -1 }))
+        };
+        assert_eq!(there.len() as i64, count, "every row was written once, with its count");
+        assert_eq!(tag.seq, there.len() as u64, "every commit has a number of its own");
+        assert!(told.committed.is_subset(&there), "what was acknowledged is there");
+        assert!(told.not_committed.is_disjoint(&there), "what was refused is not there");
+        committed += told.committed.len();
+        not_committed += told.not_committed.len();
+        unknown += told.unknown.len();
+    }
+    println!("{committed} commits acknowledged, {not_committed} refused, {unknown} unknown");
+    assert!(committed > 100, "there was load: {committed}");
+}
+
+/// T6 of the transaction rules: processes end in the middle of a commit, and answers are lost behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_connection_is_cut_happens_once_or_not_at_all() {
+    let direct = postgres::database().await;
+    let port = direct.url.split(':').next_back().and_then(|rest| rest.split('/').next()).expect("a port");
+    let proxy = Proxy::start(port.parse().expect("a number")).await;
+    let bench = Bench::at(&Database { url: direct.url.replace(port, &proxy.port.to_string()), ..direct.clone() }).await;
+    survives(bench, async {
+        let mut admin = connect(&direct.admin_url).await;
+        proxy.lost_per_mille.store(20, Ordering::Relaxed);
+        let (until, mut ended) = (Instant::now() + Duration::from_secs(4), 0);
+        while Instant::now() < until {
+            let end = "select count(*) from (select pg_terminate_backend(pid) from pg_stat_activity \
+                       where usename = 'chalet_app' and datname = current_database() and state = 'active' and random() < 0.2) c";
+            ended += count(&mut admin, end).await;
+            admin.execute("select pg_sleep(0.02)").await.expect("sleeps");
+        }
+        proxy.lost_per_mille.store(0, Ordering::Relaxed);
+        let cuts = proxy.cuts.load(Ordering::Relaxed);
+        println!("{ended} server processes ended, {cuts} answers lost");
+        assert!(ended > 10 && cuts > 10, "connections were cut: {ended}, {cuts}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_killed_under_load_loses_nothing_that_was_acknowledged() {
+    let cluster = Arc::new(tokio::task::spawn_blocking(postgres::Cluster::start).await.expect("starts"));
+    let bench = Bench::at(&cluster.database().await).await;
+    let server = cluster.clone();
+    survives(bench, async move {
+        for _ in 0..3 {
+            // Under load for a while; the time is not what the test waits for.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let server = server.clone();
+            tokio::task::spawn_blocking(move || {
+                server.kill();
+                server.boot();
+            })
+            .await
+            .expect("the server starts again");
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_waits_too_long_for_another_node_is_refused_and_harms_nobody() {
+    let database = postgres::database().await;
+    let bench = Bench::at(&database).await;
+    let (shard, scope, other) = (bench.shard(), bench.tenant().await, bench.tenant().await);
+    // A node that was stopped in the middle of its commit holds the head's lock.
+    let mut admin = connect(&database.admin_url).await;
+    let mut stopped = admin.begin().await.expect("begins");
+    sqlx::query("select 1 from heads where tenant_id = $1 for update")
+        .bind(scope.id().as_str())
+        .execute(&mut *stopped)
+        .await
+        .expect("locks");
+    let commit = async |scope: &TenantScope| {
+        let mut effects = shard.begin(scope);
+        effects.put(KV.key("k"), "x", None).expect("staged");
+        shard.commit(effects.into_set(None, None)).await.expect("answered")
+    };
+    let (waited, quiet) = tokio::join!(commit(&scope), commit(&other));
+    assert!(matches!(quiet, Verdict::Committed { .. }), "another tenant does not wait: {quiet:?}");
+    assert!(matches!(&waited, Verdict::Refused(error) if error.code() == "database_busy"), "{waited:?}");
+    let mut reader = shard.begin(&scope);
+    assert_eq!(reader.get(&KV.key("k")).await.expect("readers do not wait"), None);
+    stopped.rollback().await.expect("ends");
+    let after = commit(&scope).await;
+    assert!(matches!(after, Verdict::Committed { tag } if tag.seq == 1), "{after:?}");
 }

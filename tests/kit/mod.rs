@@ -2,5 +2,6 @@
 
 pub mod guests;
 pub mod postgres;
+pub mod proxy;
 pub mod server;
 pub mod store;

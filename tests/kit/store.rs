@@ -27,7 +27,12 @@ impl Bench {
 
     /// A new PostgreSQL database.
     pub async fn postgres() -> Self {
-        Self::on(Location::Postgres { url: postgres::database().await.url }, None).await
+        Self::at(&postgres::database().await).await
+    }
+
+    /// A PostgreSQL database that the test made.
+    pub async fn at(database: &postgres::Database) -> Self {
+        Self::on(Location::Postgres { url: database.url.clone() }, None).await
     }
 
     async fn on(location: Location, folder: Option<tempfile::TempDir>) -> Self {

@@ -3,8 +3,9 @@
 //!
 //! A batch holds one tenant's sets and runs on one of a few connections of its own, so that the database
 //! can share a flush between tenants. A commit whose connection is lost is looked for by its sets' marker
-//! rows, under the head's lock and after the time at which the lost call gives up by itself: what is found
-//! then is final. Isolation is the database's: the role of a server owns nothing and bypasses nothing.
+//! rows, under the head's lock and when the lost call can no longer run, since its server process is gone or
+//! its time over: what is found then is final. Isolation is the database's: the role of a server owns
+//! nothing and bypasses nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr as _;
@@ -38,8 +39,8 @@ const GOOD_FOR_MS: i64 = 3_000;
 const COMMIT: Duration = Duration::from_secs(10);
 /// How long the fate of a lost commit is looked for.
 const SEARCH: Duration = Duration::from_secs(10);
-/// How long to wait before the database is asked again while it does not answer.
-const PAUSE: Duration = Duration::from_millis(100);
+/// How long to wait before the database is asked again for a lost commit.
+const PAUSE: Duration = Duration::from_millis(20);
 /// Tries of a commit that the database itself asks to repeat, or that was lost and is known not to be there.
 const TRIES: u32 = 3;
 /// Idle time after which a connection is tested before it is used.
@@ -59,7 +60,15 @@ struct Inner {
 /// A connection that commits.
 struct Lane {
     connection: PgConnection,
+    process: Process,
     used: Instant,
+}
+
+/// A server process: its number, and when it started, since numbers come again.
+#[derive(Clone, Copy)]
+struct Process {
+    pid: i32,
+    started_us: i64,
 }
 
 /// What new connections say of the server behind them.
@@ -148,7 +157,14 @@ impl PostgresStore {
         }
         let mut connection = self.0.options.connect().await.map_err(failed)?;
         self.0.server.look(&mut connection).await.map_err(failed)?;
-        Ok(Lane { connection, used: Instant::now() })
+        let rows =
+            sqlx::query("select pid, chalet_us(backend_start) from pg_stat_activity where pid = pg_backend_pid()")
+                .fetch_all(&mut connection)
+                .await
+                .map_err(failed)?;
+        let row = rows.first().ok_or_else(|| failed(sqlx::Error::RowNotFound))?;
+        let process = Process { pid: row.try_get(0).map_err(failed)?, started_us: row.try_get(1).map_err(failed)? };
+        Ok(Lane { connection, process, used: Instant::now() })
     }
 
     fn give_back(&self, lane: Lane) {
@@ -171,13 +187,13 @@ impl PostgresStore {
     }
 
     /// Which of these sets, whose commit was lost, are there. None: that could not be learned in time.
-    async fn search(&self, sets: &[&Set], not_after_ms: i64) -> Option<(u64, HashMap<usize, u64>)> {
+    async fn search(&self, sets: &[&Set], lost: Process, not_after_ms: i64) -> Option<(u64, HashMap<usize, u64>)> {
         let until = Instant::now() + SEARCH;
         let marked: Vec<(usize, &Key)> =
             sets.iter().enumerate().filter_map(|(n, set)| Some((n, set.marker.as_ref()?))).collect();
         let scope = &sets.first()?.scope;
         while Instant::now() < until {
-            match self.look_for(scope, &marked, not_after_ms).await {
+            match self.look_for(scope, &marked, lost, not_after_ms).await {
                 Ok(Some(found)) => return Some(found),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(?error, "a lost commit is being looked for"),
@@ -191,14 +207,17 @@ impl PostgresStore {
         &self,
         scope: &TenantScope,
         marked: &[(usize, &Key)],
+        lost: Process,
         not_after_ms: i64,
     ) -> Result<Option<(u64, HashMap<usize, u64>)>> {
         let spaces: Vec<&str> = marked.iter().map(|(_, key)| key.space.as_str()).collect();
         let keys: Vec<&[u8]> = marked.iter().map(|(_, key)| &key.key[..]).collect();
         let mut lane = self.lane().await?;
-        let rows = sqlx::query("select epoch, late, n, version from chalet_outcome($1, $2, $3, $4)")
+        let rows = sqlx::query("select epoch, dead, n, version from chalet_outcome($1, $2, $3, $4, $5, $6)")
             .bind(scope.id().as_str())
             .bind(not_after_ms)
+            .bind(lost.pid)
+            .bind(lost.started_us)
             .bind(spaces)
             .bind(keys)
             .fetch_all(&mut lane.connection)
@@ -206,17 +225,17 @@ impl PostgresStore {
             .map_err(failed)?;
         self.give_back(lane);
         let mut found = HashMap::new();
-        let (mut late, mut epoch) = (false, 0);
+        let (mut dead, mut epoch) = (false, 0);
         for row in &rows {
-            late = row.try_get("late").map_err(failed)?;
+            dead = row.try_get("dead").map_err(failed)?;
             epoch = row.try_get::<Option<i64>, _>("epoch").map_err(failed)?.unwrap_or(0) as u64;
             let n: i64 = row.try_get("n").map_err(failed)?;
             if let Some(version) = row.try_get::<Option<i64>, _>("version").map_err(failed)? {
                 found.insert(marked[n as usize - 1].0, version as u64);
             }
         }
-        // One row found says that the whole call was committed; none says nothing until it is too late for it.
-        Ok((late || !found.is_empty() || marked.is_empty()).then_some((epoch, found)))
+        // One row found says that the whole call was committed; none says nothing while it may still be.
+        Ok((dead || !found.is_empty() || marked.is_empty()).then_some((epoch, found)))
     }
 }
 
@@ -457,6 +476,7 @@ impl Store for PostgresStore {
                         }
                     }
                     lost => {
+                        let process = lane.process;
                         drop(lane);
                         let cause = lost.err().map_or_else(|| "connection lost".to_owned(), |late| late.to_string());
                         tracing::warn!(
@@ -464,7 +484,7 @@ impl Store for PostgresStore {
                             sets = open.len(),
                             "a commit's connection was lost; its rows are looked for"
                         );
-                        let found = self.search(&waiting, not_after_ms).await;
+                        let found = self.search(&waiting, process, not_after_ms).await;
                         last = Error::unavailable("database_unavailable", "the database does not answer; try again");
                         let mut gone = Vec::new();
                         for (place, n) in open.drain(..).enumerate() {

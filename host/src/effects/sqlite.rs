@@ -20,7 +20,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, QueryBuilder, Row as _, Sqlite};
 use tokio::sync::Mutex;
 
-use crate::effects::row::{Key, Range, Row, Space, Value};
+use crate::effects::row::{Key, Range, Row, Value};
 use crate::effects::set::{Compute, Facts, Op, Set, Tag, Verdict};
 use crate::effects::{Batching, Breaks, Store, refusal};
 use crate::kernel::error::{Error, Kind, Result};
