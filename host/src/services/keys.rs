@@ -372,7 +372,7 @@ mod tests {
         let key = format!("{body}{}", checksum(&body));
         assert_eq!(key.len(), 58);
         assert!(matches!(parse(&key), Parsed::Key { id, secret } if id == "a".repeat(12) && secret == "B".repeat(32)));
-        assert!(matches!(parse(&key.replacen('a', "b", 1).replacen("chblet", "chalet", 1)), Parsed::Mistyped));
+        assert!(matches!(parse(&key.replacen("aaaa", "aaab", 1)), Parsed::Mistyped));
         assert!(matches!(parse(&key[..57]), Parsed::Other | Parsed::Mistyped));
         assert!(matches!(parse(""), Parsed::Mistyped));
         assert!(matches!(parse(&"x".repeat(1 << 20)), Parsed::Mistyped));
