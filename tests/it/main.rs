@@ -1,5 +1,8 @@
 //! One binary for all integration tests, so that the host is linked once.
 
+#![expect(unreachable_pub, reason = "the kit is public to the tests, and the tests are all there is here")]
+#![allow(clippy::print_stdout, reason = "a test that measures says what it measured")]
+
 #[path = "../kit/mod.rs"]
 mod kit;
 
