@@ -10,19 +10,23 @@
 //! had run alone at its place. It knows no service, no guest and no HTTP.
 
 mod cache;
+mod claims;
 mod commit;
 pub(crate) mod postgres;
 mod row;
 mod set;
 pub(crate) mod sqlite;
+#[doc(hidden)]
+pub mod testing;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+pub use self::claims::{Claim, Claims};
 pub use self::commit::{Breaks, Counts, Shard};
 pub use self::row::{Key, Range, Row, Space, Value};
 pub use self::set::{Compute, Facts, Op, RangeFact, ReadFact, Set, Tag, Verdict, Write};
@@ -37,6 +41,8 @@ pub const STAGED_BYTES: usize = 4 << 20;
 pub const ROWS_READ: usize = 10_000;
 /// Bytes of a key: what an index entry of both engines holds with room to spare.
 pub const KEY_BYTES: usize = 1_024;
+/// Bytes of a space's name, which stands beside the key in the same index entry.
+pub const SPACE_BYTES: usize = 512;
 
 /// Where the rows of some tenants are. Two implementations stand beside this file; `tests/it/store.rs`
 /// is the suite that both pass.
@@ -73,6 +79,12 @@ pub trait Store: Send + Sync {
 
     /// Whether one batch may hold sets of several tenants, and how many batches may run at a time.
     fn batching(&self) -> Batching;
+
+    /// Grows when the database behind the store has become another one, as after a fail-over: states seen
+    /// before it say nothing any more.
+    fn generation(&self) -> u64 {
+        0
+    }
 }
 
 /// How a store wants its batches.
@@ -149,10 +161,13 @@ impl Effects {
 
     /// The rows of several keys, in one round trip.
     pub async fn get_many(&mut self, keys: &[Key]) -> Result<Vec<Option<Row>>> {
+        self.alive()?;
+        let mut seen: HashSet<&Key> = HashSet::new();
         let mut wanted: Vec<Key> = Vec::new();
         for key in keys {
+            check_space(&key.space)?;
             let needs_base = !matches!(self.writes.get(key), Some(Op::Put { .. } | Op::Delete));
-            if needs_base && !self.reads.contains_key(key) && !wanted.contains(key) {
+            if needs_base && !self.reads.contains_key(key) && seen.insert(key) {
                 wanted.push(key.clone());
             }
         }
@@ -169,7 +184,9 @@ impl Effects {
             Some(Op::Put { value, expires_at_ms }) => {
                 Some(Row { value: value.clone(), version: 0, expires_at_ms: *expires_at_ms })
             }
-            Some(Op::Delete | Op::Sweep { .. }) => None,
+            Some(Op::Delete) => None,
+            // What it removes is already no row to this transaction.
+            Some(Op::Sweep { .. }) => base(),
             Some(Op::Add(delta)) => match base() {
                 None => Some(Row { value: Value::Counter(*delta), version: 0, expires_at_ms: None }),
                 Some(row) => match row.value {
@@ -198,12 +215,22 @@ impl Effects {
             let live = row.filter(|row| row.live(self.now_ms));
             self.reads.insert(key.clone(), live);
         }
-        match self.tag {
-            None => self.tag = Some(tag),
-            Some(_) if fits => {}
-            Some(_) => self.revalidate().await?,
+        if self.tag.is_none() {
+            self.tag = Some(tag);
+        } else if !fits {
+            let fits = self.revalidate().await;
+            if fits.is_err() {
+                // Rows of another state than the rest must not be seen later either.
+                keys.iter().for_each(|key| drop(self.reads.remove(key)));
+            }
+            return fits;
         }
         Ok(())
+    }
+
+    /// A transaction that found its snapshot gone answers nothing more.
+    fn alive(&self) -> Result<()> {
+        if self.stale.is_some() { Err(snapshot_gone()) } else { Ok(()) }
     }
 
     /// Move the snapshot to the present, if all that was read is still true there.
@@ -212,7 +239,7 @@ impl Effects {
             return Ok(());
         }
         let facts = self.facts();
-        let (tag, changed) = self.shard.store().holds(&self.scope, &facts).await?;
+        let (tag, changed) = self.shard.holds(&self.scope, &facts).await?;
         match changed {
             None => {
                 self.tag = Some(tag);
@@ -220,7 +247,7 @@ impl Effects {
             }
             Some(key) => {
                 self.stale = Some(key);
-                Err(Error::new(Kind::Conflict, "conflict", "the data changed while it was read; try again"))
+                Err(snapshot_gone())
             }
         }
     }
@@ -239,11 +266,15 @@ impl Effects {
 
     /// At most `limit` rows of a range in key order, own writes included, and whether there are more.
     pub async fn list(&mut self, range: &Range, limit: usize) -> Result<(Vec<(Bytes, Row)>, bool)> {
+        self.alive()?;
+        check_space(&range.space)?;
         let staged = self.staged_in(range);
-        // Staged deletes hide stored rows, and one more tells whether a next page exists.
-        let hidden = staged.iter().filter(|(_, op)| matches!(op, Op::Delete | Op::Sweep { .. })).count();
-        let ask = limit + hidden + 1;
-        let (tag, stored) = self.shard.store().scan(&self.scope, range, self.now_ms, ask).await?;
+        // Staged deletes hide stored rows, and one more tells whether a next page exists. One row more than
+        // may be read is enough to find out that there are too many.
+        let hidden = staged.iter().filter(|(_, op)| matches!(op, Op::Delete)).count();
+        let left = ROWS_READ.saturating_sub(self.rows_read) + 1;
+        let ask = limit.saturating_add(hidden + 1).min(left);
+        let (tag, stored) = self.shard.scan(&self.scope, range, self.now_ms, ask).await?;
         self.charge_reads(stored.len())?;
         let whole = stored.len() < ask;
         let covered = match stored.last() {
@@ -255,10 +286,13 @@ impl Effects {
             count: stored.len() as u64,
             max_version: stored.iter().map(|(_, row)| row.version).max().unwrap_or(0),
         });
-        match self.tag {
-            None => self.tag = Some(tag),
-            Some(s) if s == tag => {}
-            Some(_) => self.revalidate().await?,
+        if self.tag.is_none() {
+            self.tag = Some(tag);
+        } else if self.tag != Some(tag)
+            && let Err(error) = self.revalidate().await
+        {
+            self.ranges.pop();
+            return Err(error);
         }
 
         let horizon = if whole { None } else { stored.last().map(|(key, _)| key.clone()) };
@@ -268,20 +302,21 @@ impl Effects {
                 continue;
             }
             match op {
-                Op::Delete | Op::Sweep { .. } => {
+                Op::Delete => {
                     merged.remove(&key);
                 }
+                Op::Sweep { .. } => {}
                 Op::Put { value, expires_at_ms } => {
                     merged.insert(key, Row { value, version: 0, expires_at_ms });
                 }
                 Op::Add(delta) => {
-                    let base = match merged.get(&key) {
-                        None => 0,
-                        Some(Row { value: Value::Counter(count), .. }) => *count,
+                    let (base, expires_at_ms) = match merged.get(&key) {
+                        None => (0, None),
+                        Some(Row { value: Value::Counter(count), expires_at_ms, .. }) => (*count, *expires_at_ms),
                         Some(_) => return Err(not_a_counter()),
                     };
                     let sum = base.checked_add(delta).ok_or_else(counter_overflow)?;
-                    merged.insert(key, Row { value: Value::Counter(sum), version: 0, expires_at_ms: None });
+                    merged.insert(key, Row { value: Value::Counter(sum), version: 0, expires_at_ms });
                 }
             }
         }
@@ -312,7 +347,8 @@ impl Effects {
 
     /// Stage the removal of a row that expired before `before_ms`; a row written anew stays.
     pub fn sweep(&mut self, key: Key, before_ms: i64) -> Result<()> {
-        self.stage(key, Op::Sweep { before_ms })
+        // What this transaction itself does to the row comes after its expiry.
+        if self.writes.contains_key(&key) { Ok(()) } else { self.stage(key, Op::Sweep { before_ms }) }
     }
 
     /// Stage an addition to a counter. It reads nothing, so that concurrent additions do not conflict.
@@ -333,6 +369,7 @@ impl Effects {
     }
 
     fn stage(&mut self, key: Key, op: Op) -> Result<()> {
+        check_space(&key.space)?;
         if key.key.len() > KEY_BYTES {
             return Err(Error::invalid(format!("a key has at most {KEY_BYTES} bytes")));
         }
@@ -344,7 +381,9 @@ impl Effects {
             return Err(Error::new(
                 Kind::Invalid,
                 "too_many_effects",
-                format!("an invocation stages at most {STAGED_ROWS} rows and {STAGED_BYTES} bytes; do the work in several invocations"),
+                format!(
+                    "an invocation stages at most {STAGED_ROWS} rows and {STAGED_BYTES} bytes; do the work in several invocations"
+                ),
             ));
         }
         self.staged_bytes = bytes;
@@ -382,6 +421,18 @@ impl Effects {
     pub fn again(&self) -> Self {
         Self::new(self.shard.clone(), self.scope.clone(), self.now_ms)
     }
+}
+
+/// Refuse a name that a database cannot hold as text; a part of it may come from a guest.
+fn check_space(space: &Space) -> Result<()> {
+    if space.as_str().len() > SPACE_BYTES || space.as_str().contains('\0') {
+        return Err(Error::invalid(format!("a collection's name has at most {SPACE_BYTES} bytes, none of them zero")));
+    }
+    Ok(())
+}
+
+fn snapshot_gone() -> Error {
+    Error::new(Kind::Conflict, "conflict", "the data changed while it was read; try again")
 }
 
 fn not_a_counter() -> Error {

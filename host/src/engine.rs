@@ -31,7 +31,7 @@ pub use self::compile::{WORKER_ARGUMENT, worker_main};
 pub(crate) use self::compile::tests::worker as test_worker;
 pub use self::config::Config;
 use self::guest::Guest;
-use self::inspect::{Class, Digest, Inspection};
+pub use self::inspect::{Class, Digest, Inspection};
 pub use self::program::Program;
 pub use self::run::{Failure, Spent};
 use crate::kernel::error::{Error, Kind, Result};
@@ -168,7 +168,9 @@ impl Engine {
         match self.0.compiler.compile(scope, wasm).await {
             Ok(code) => {
                 let (inner, key) = (self.0.clone(), *digest);
-                tokio::task::spawn_blocking(move || inner.cache.store(&key, &code)).await.map_err(Error::internal)??;
+                tokio::task::spawn_blocking(move || inner.cache.store(&key, &code))
+                    .await
+                    .map_err(Error::internal)??;
             }
             Err(failed) => {
                 if failed.lasting {

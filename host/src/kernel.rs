@@ -5,4 +5,5 @@ pub mod db;
 pub mod error;
 pub mod id;
 pub mod secret;
+pub mod task;
 pub mod tenant;

@@ -11,5 +11,15 @@ pub mod services;
 pub mod engine;
 
 pub mod capabilities;
-
 pub mod triggers;
+
+pub mod invocation;
+
+pub mod gateway;
+
+pub mod control;
+
+pub mod config;
+pub mod platform;
+
+pub mod cli;

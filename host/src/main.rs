@@ -1,1 +1,5 @@
-fn main() {}
+//! The `chalet` binary.
+
+fn main() -> std::process::ExitCode {
+    chalet::cli::main()
+}

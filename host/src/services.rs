@@ -13,3 +13,8 @@ pub mod meters;
 pub mod plugins;
 pub mod secrets;
 pub mod settings;
+pub mod sweep;
+pub mod webhooks;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use crate::engine::bindings::chalet::platform::types;
 use crate::engine::guest::Guest;
-pub use crate::engine::{Failure, Spent};
 use crate::engine::{Engine, Program};
+pub use crate::engine::{Failure, Spent};
 use crate::kernel::error::Result;
 
 /// Bytes of a guest's reason that are kept; a caller reads a sentence, not more.
@@ -54,13 +54,18 @@ pub async fn run(engine: &Engine, program: Arc<Program>, guest: Guest, call: Cal
     let body_bytes = guest.budget().response_body_bytes;
     Ok(match call {
         Call::Http(request) => {
-            let run = engine.run(program, guest, |program, store, instance| Box::pin(http::call(program, store, instance, request))).await?;
+            let run = engine
+                .run(program, guest, |program, store, instance| Box::pin(http::call(program, store, instance, request)))
+                .await?;
             let outcome = answered(run.outcome).and_then(|response| http::check(response, body_bytes));
             Ended { outcome: outcome.map(Answer::Http), guest: run.guest, spent: run.spent }
         }
         Call::Webhook(delivery) => {
-            let run =
-                engine.run(program, guest, |program, store, instance| Box::pin(webhook::call(program, store, instance, delivery))).await?;
+            let run = engine
+                .run(program, guest, |program, store, instance| {
+                    Box::pin(webhook::call(program, store, instance, delivery))
+                })
+                .await?;
             let outcome = answered(run.outcome)
                 .and_then(|response| response.map(|response| http::check(response, body_bytes)).transpose());
             Ended { outcome: outcome.map(Answer::Webhook), guest: run.guest, spent: run.spent }

@@ -52,18 +52,20 @@ create table heads (
     state text not null default 'active'
 ) without rowid;
 
--- All that a tenant stores: an ordered map per space. A counter has `counter`, any other row `value`.
+-- All that a tenant stores: an ordered map per space. A counter has `counter`, any other row `value`. Not
+-- `without rowid`: a search in such a table reads every row it compares with whole, so that one large value
+-- would slow all its neighbours down. `value` is last, so that what stands before it is found without it.
 create table rows (
     tenant_id text not null check (tenant_id <> ''),
     space text not null,
     key blob not null,
-    value blob,
     counter integer,
     version integer not null,
     expires_at_ms integer,
+    value blob,
     primary key (tenant_id, space, key),
     check ((value is null) <> (counter is null))
-) without rowid;
+);
 create index rows_expiry on rows (tenant_id, expires_at_ms) where expires_at_ms is not null;
 
 -- What invocations used, by plugin and hour.

@@ -55,5 +55,9 @@ pub(super) fn grant(granted: &[String], list: &str, name: &str) -> Result<(), Er
 /// As [`grant`] says it. `name` comes from the guest.
 pub(super) fn missing(list: &str, name: &str) -> Error {
     let shown: String = name.chars().take(100).collect();
-    Error::new(Kind::Denied, "not_granted", format!("the manifest does not grant this; add {shown:?} to [grants] {list} in plugin.toml"))
+    Error::new(
+        Kind::Denied,
+        "not_granted",
+        format!("the manifest does not grant this; add {shown:?} to [grants] {list} in plugin.toml"),
+    )
 }

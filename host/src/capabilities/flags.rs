@@ -23,7 +23,7 @@ impl flags::Host for Call<'_> {
         Ok(flags::Evaluation {
             value: evaluation.value.map(|value| value.to_string()),
             variant: evaluation.variant,
-            reason: evaluation.reason,
+            reason: evaluation.reason.as_str().to_owned(),
         })
     }
 }
@@ -33,7 +33,7 @@ fn object(context: &str) -> Result<serde_json::Value, Error> {
     if context.len() > CONTEXT_BYTES {
         return Err(Error::invalid(format!("a flag's context has at most {CONTEXT_BYTES} bytes")));
     }
-    let value: serde_json::Value =
-        serde_json::from_str(context).map_err(|error| Error::invalid(format!("a flag's context is no JSON: {error}")))?;
+    let value: serde_json::Value = serde_json::from_str(context)
+        .map_err(|error| Error::invalid(format!("a flag's context is no JSON: {error}")))?;
     if value.is_object() { Ok(value) } else { Err(Error::invalid("a flag's context is a JSON object")) }
 }

@@ -24,7 +24,12 @@ impl http::Host for Call<'_> {
         let operation = self.operation();
         let guest = self.enter(OUTSIDE_FUEL + request.body.len() as u64)?;
         if guest.grants().egress.is_empty() {
-            return Err(Error::new(Kind::Denied, "not_granted", "the manifest grants no host; add it to [grants] egress in plugin.toml").into());
+            return Err(Error::new(
+                Kind::Denied,
+                "not_granted",
+                "the manifest grants no host; add it to [grants] egress in plugin.toml",
+            )
+            .into());
         }
         let arguments = digest(&request);
         let (ordinal, known) = guest.recorded.next(arguments)?;
@@ -50,7 +55,8 @@ fn digest(request: &http::Request) -> Arguments {
 }
 
 fn outgoing(guest: &Guest, request: http::Request, arguments: Arguments, ordinal: usize) -> egress::Request {
-    let mut headers: Vec<(String, Bytes)> = request.headers.into_iter().map(|(name, value)| (name, value.into())).collect();
+    let mut headers: Vec<(String, Bytes)> =
+        request.headers.into_iter().map(|(name, value)| (name, value.into())).collect();
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(IDEMPOTENCY_KEY)) {
         headers.push((IDEMPOTENCY_KEY.to_owned(), key(guest, arguments, ordinal).into()));
     }

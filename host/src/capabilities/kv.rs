@@ -25,7 +25,13 @@ impl kv::Host for Call<'_> {
         Ok(services::kv::get(&mut guest.effects, &collection, &key).await?.map(Into::into))
     }
 
-    async fn put(&mut self, collection: String, key: String, value: Vec<u8>, options: kv::PutOptions) -> Result<(), Refusal> {
+    async fn put(
+        &mut self,
+        collection: String,
+        key: String,
+        value: Vec<u8>,
+        options: kv::PutOptions,
+    ) -> Result<(), Refusal> {
         let guest = self.writing(&collection, value.len())?;
         let effects = &mut guest.effects;
         Ok(services::kv::put(effects, &collection, &key, value.into(), options.ttl_ms, options.if_version).await?)
@@ -36,7 +42,13 @@ impl kv::Host for Call<'_> {
         Ok(services::kv::delete(&mut guest.effects, &collection, &key, if_version).await?)
     }
 
-    async fn list(&mut self, collection: String, prefix: String, cursor: Option<String>, limit: u32) -> Result<kv::Page, Refusal> {
+    async fn list(
+        &mut self,
+        collection: String,
+        prefix: String,
+        cursor: Option<String>,
+        limit: u32,
+    ) -> Result<kv::Page, Refusal> {
         // A page costs its rows, not more than the interface gives.
         let guest = self.reading(&collection, u64::from(limit.clamp(1, services::kv::PAGE)))?;
         let page = services::kv::list(&mut guest.effects, &collection, &prefix, cursor.as_deref(), limit).await?;

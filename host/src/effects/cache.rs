@@ -1,8 +1,9 @@
 //! Rows as of a tenant's latest known commit, so that a read need not go to the database.
 //!
-//! One tag a tenant says which commit its entries belong to. A fill is kept only if it was read at that
-//! tag, and a commit moves the tag and the entries together; a filler takes its handle before it reads,
-//! so that a fill that comes late lands in a handle nobody uses any more. Absent rows are entries too.
+//! One tag a tenant says which commit its entries belong to. A commit moves the tag and the entries
+//! together; a reader that sees a later state drops the entries of the older one, so that nobody who begins
+//! after it can be shown them. A filler takes its handle before it reads, so that a fill that comes late
+//! lands in a handle nobody uses any more. Absent rows are entries too.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,19 @@ impl Entries {
     fn clear(&mut self) {
         self.rows.clear();
         self.bytes = 0;
+    }
+
+    /// Move to a state that was seen, if it is later than the entries'; whether they are of that state then.
+    fn follow(&mut self, tag: Tag) -> bool {
+        match self.tag {
+            Some(known) if known == tag => true,
+            Some(known) if (tag.epoch, tag.seq) < (known.epoch, known.seq) => false,
+            _ => {
+                self.clear();
+                self.tag = Some(tag);
+                true
+            }
+        }
     }
 
     fn remove(&mut self, key: &Key) {
@@ -115,7 +129,9 @@ impl Cache {
                 Op::Sweep { .. } => entries.remove(&write.key),
                 Op::Add(delta) => {
                     let sum = match entries.rows.get(&write.key) {
-                        Some(Some(Row { value: Value::Counter(count), expires_at_ms: None, .. })) => count.checked_add(*delta),
+                        Some(Some(Row { value: Value::Counter(count), expires_at_ms: None, .. })) => {
+                            count.checked_add(*delta)
+                        }
                         _ => None,
                     };
                     match sum {
@@ -144,24 +160,22 @@ impl Handle {
         Some((tag, rows))
     }
 
-    /// Keep what was just read, if it belongs to the state that the entries belong to. Where other
-    /// processes write too (`follow`), a later state is taken over and the older entries dropped.
-    pub(crate) fn fill(&self, tag: Tag, keys: &[Key], rows: &[Option<Row>], follow: bool) {
+    /// Keep what was just read, if it belongs to the state that the entries belong to or to a later one.
+    /// Only a test that has to see this rule missing turns `checked` off.
+    pub(crate) fn fill(&self, tag: Tag, keys: &[Key], rows: &[Option<Row>], checked: bool) {
         let mut entries = self.lock();
-        match entries.tag {
-            Some(known) if known == tag => {}
-            Some(known) => {
-                let newer = (tag.epoch, tag.seq) > (known.epoch, known.seq);
-                if !(follow && newer) {
-                    return;
-                }
-                entries.clear();
-                entries.tag = Some(tag);
+        if !checked {
+            entries.tag = entries.tag.filter(|known| known.seq > tag.seq).or(Some(tag));
+        }
+        if !checked || entries.follow(tag) {
+            for (key, row) in keys.iter().zip(rows) {
+                entries.insert(key.clone(), row.clone());
             }
-            None => entries.tag = Some(tag),
         }
-        for (key, row) in keys.iter().zip(rows) {
-            entries.insert(key.clone(), row.clone());
-        }
+    }
+
+    /// Somebody saw this state: entries of an older one must not be shown to anybody after that.
+    pub(crate) fn saw(&self, tag: Tag) {
+        self.lock().follow(tag);
     }
 }

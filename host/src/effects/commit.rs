@@ -5,15 +5,18 @@
 //! no return: nothing cancels it, and its caller learns what became of it, or that nobody knows.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::sync::{Notify, oneshot};
 
-use crate::effects::cache::Cache;
-use crate::effects::set::{OUTCOME_UNKNOWN, Set, Tag, Verdict};
-use crate::effects::{Effects, Key, Row, SharedStore};
+use crate::effects::cache::{Cache, Handle};
+use crate::effects::set::{Facts, OUTCOME_UNKNOWN, Set, Tag, Verdict};
+use crate::effects::{Effects, Key, Range, Row, SharedStore};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -43,6 +46,7 @@ struct Inner {
     wake: Notify,
     counts: Counts,
     breaks: Breaks,
+    generation: AtomicU64,
 }
 
 /// Promises that a test may break, to see that its checker notices. Nothing else sets them.
@@ -56,13 +60,24 @@ pub struct Breaks {
     pub reads: bool,
     /// Sets of one batch do not see each other (rule R7).
     pub overlay: bool,
+    /// PostgreSQL: the head is not locked (rule R7).
+    pub lock: bool,
+    /// The cache is not told of commits, and takes rows of any state (rule R4).
+    pub cache: bool,
 }
 
 impl Breaks {
     /// The promises named in `text`, separated by commas.
     pub fn parse(text: &str) -> Self {
         let has = |name: &str| text.split(',').any(|part| part == name);
-        Self { opacity: has("opacity"), ranges: has("ranges"), reads: has("reads"), overlay: has("overlay") }
+        Self {
+            opacity: has("opacity"),
+            ranges: has("ranges"),
+            reads: has("reads"),
+            overlay: has("overlay"),
+            lock: has("lock"),
+            cache: has("cache"),
+        }
     }
 }
 
@@ -109,6 +124,7 @@ impl Shard {
             queue: Mutex::default(),
             wake: Notify::new(),
             counts: Counts::default(),
+            generation: AtomicU64::new(0),
             breaks,
         }));
         for _ in 0..batching.lanes {
@@ -137,6 +153,12 @@ impl Shard {
         self.queue().waiting
     }
 
+    /// Forget the rows of a tenant that was deleted.
+    pub fn forget(&self, scope: &TenantScope) {
+        self.0.cache.forget(Some(scope.id()));
+    }
+
+    /// Whether rule R2 is off.
     pub(crate) fn checks_off(&self) -> bool {
         self.0.breaks.opacity
     }
@@ -144,6 +166,11 @@ impl Shard {
     /// Begin a transaction at the shard's time.
     pub fn begin(&self, scope: &TenantScope) -> Effects {
         Effects::new(self.clone(), scope.clone(), self.0.clock.now_ms())
+    }
+
+    /// Begin a transaction at a time that was fixed before.
+    pub fn begin_at(&self, scope: &TenantScope, now_ms: i64) -> Effects {
+        Effects::new(self.clone(), scope.clone(), now_ms)
     }
 
     /// Read rows, from the cache where that is allowed. `snapshot` is the state that the caller has already
@@ -166,13 +193,65 @@ impl Shard {
         }
         self.0.counts.reads.fetch_add(1, Ordering::Relaxed);
         let (tag, rows) = self.0.store.read(scope, keys).await?;
-        handle.fill(tag, keys, &rows, !exclusive);
+        if self.same_database() {
+            handle.fill(tag, keys, &rows, !self.0.breaks.cache);
+        }
         Ok((tag, rows))
+    }
+
+    /// Read a range. Ranges are not cached, but what they show of the head counts.
+    pub(crate) async fn scan(
+        &self,
+        scope: &TenantScope,
+        range: &Range,
+        now_ms: i64,
+        limit: usize,
+    ) -> Result<(Tag, Vec<(Bytes, Row)>)> {
+        let handle = self.0.cache.handle(scope.id());
+        self.0.counts.reads.fetch_add(1, Ordering::Relaxed);
+        let (tag, rows) = self.0.store.scan(scope, range, now_ms, limit).await?;
+        self.saw(&handle, tag);
+        Ok((tag, rows))
+    }
+
+    /// Whether these facts are true now.
+    pub(crate) async fn holds(&self, scope: &TenantScope, facts: &Facts) -> Result<(Tag, Option<Key>)> {
+        let handle = self.0.cache.handle(scope.id());
+        self.0.counts.reads.fetch_add(1, Ordering::Relaxed);
+        let (tag, changed) = self.0.store.holds(scope, facts).await?;
+        self.saw(&handle, tag);
+        Ok((tag, changed))
+    }
+
+    fn saw(&self, handle: &Handle, tag: Tag) {
+        if self.same_database() && !self.0.breaks.cache {
+            handle.saw(tag);
+        }
+    }
+
+    /// Whether the database is still the one that the cache knows; if not, the cache is emptied, and what
+    /// was read meanwhile may not enter it.
+    fn same_database(&self) -> bool {
+        let now = self.0.store.generation();
+        if self.0.generation.swap(now, Ordering::SeqCst) == now {
+            return true;
+        }
+        self.0.cache.forget(None);
+        false
     }
 
     /// Run a transaction of the host's own until it commits, at most 16 times. What the closure stages is
     /// committed at once; a closure that stages nothing has read one consistent state.
     pub async fn transact<T>(&self, scope: &TenantScope, run: impl AsyncFn(&mut Effects) -> Result<T>) -> Result<T> {
+        self.transact_tagged(scope, run).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, with the state that the commit made; none if there was nothing to commit.
+    pub async fn transact_tagged<T>(
+        &self,
+        scope: &TenantScope,
+        run: impl AsyncFn(&mut Effects) -> Result<T>,
+    ) -> Result<(T, Option<Tag>)> {
         for _ in 0..RUNS {
             let mut effects = self.begin(scope);
             let answer = run(&mut effects).await;
@@ -181,10 +260,10 @@ impl Shard {
             }
             let answer = answer?;
             if effects.is_empty() {
-                return Ok(answer);
+                return Ok((answer, None));
             }
             match self.commit(effects.into_set(None, None)).await? {
-                Verdict::Committed { .. } => return Ok(answer),
+                Verdict::Committed { tag } => return Ok((answer, Some(tag))),
                 Verdict::Conflict { .. } => {}
                 Verdict::Refused(error) => return Err(error),
             }
@@ -214,7 +293,9 @@ impl Shard {
             }
         }
         self.0.wake.notify_one();
-        verdict.await.map_err(|_| Error::unavailable(OUTCOME_UNKNOWN, "the commit's outcome is not known; look before you repeat it"))
+        verdict.await.map_err(|_| {
+            Error::unavailable(OUTCOME_UNKNOWN, "the commit's outcome is not known; look before you repeat it")
+        })
     }
 
     /// Commit what waits, then take nothing more.
@@ -250,7 +331,15 @@ impl Shard {
                 continue;
             }
             let tenants: HashSet<TenantId> = batch.iter().map(|pending| pending.set.scope.id().clone()).collect();
-            self.run(batch).await;
+            if !self.0.mixed {
+                // This lane took one tenant; another lane may take the next.
+                self.0.wake.notify_one();
+            }
+            // A fault in one batch must not end the lane: nobody else would commit this shard's sets.
+            if AssertUnwindSafe(self.run(batch)).catch_unwind().await.is_err() {
+                tracing::error!("a batch ended in a panic; the outcome of its sets is not known");
+                tenants.iter().for_each(|tenant| self.0.cache.forget(Some(tenant)));
+            }
             let more = {
                 let mut queue = self.queue();
                 for tenant in &tenants {
@@ -329,7 +418,12 @@ impl Shard {
         }
         let verdicts = match self.commit_batch(&sets).await {
             Ok(verdicts) => verdicts,
-            Err(error) if error.code() == OUTCOME_UNKNOWN || sets.len() == 1 => vec![Verdict::Refused(error)],
+            // No set is at fault: the database is busy, full, or does not answer.
+            Err(error) if error.kind() == Kind::Unavailable || sets.len() == 1 => {
+                let mut verdicts: Vec<Verdict> = sets.iter().skip(1).map(|_| Verdict::Refused(error.copy())).collect();
+                verdicts.push(Verdict::Refused(error));
+                verdicts
+            }
             Err(error) => {
                 tracing::warn!(?error, sets = sets.len(), "a batch failed; its sets are committed one by one");
                 let mut verdicts = Vec::with_capacity(sets.len());
@@ -343,7 +437,10 @@ impl Shard {
         let mut verdicts = verdicts.into_iter();
         for done in callers {
             let verdict = verdicts.next().unwrap_or_else(|| {
-                Verdict::Refused(Error::unavailable(OUTCOME_UNKNOWN, "the commit's outcome is not known; look before you repeat it"))
+                Verdict::Refused(Error::unavailable(
+                    OUTCOME_UNKNOWN,
+                    "the commit's outcome is not known; look before you repeat it",
+                ))
             });
             let _ = done.send(verdict);
         }
@@ -366,8 +463,17 @@ impl Shard {
                 Verdict::Refused(_) => {}
             }
         }
-        for (tenant, committed) in by_tenant {
+        for (tenant, mut committed) in by_tenant {
+            committed.sort_by_key(|(_, tag)| tag.seq);
             let (Some((_, first)), Some((_, last))) = (committed.first(), committed.last()) else { continue };
+            if self.0.breaks.cache {
+                continue;
+            }
+            if last.seq - first.seq + 1 != committed.len() as u64 {
+                // Commits between these are not known here, as after a lost connection.
+                self.0.cache.forget(Some(tenant));
+                continue;
+            }
             let before = Tag { seq: first.seq - 1, ..*first };
             let writes = committed.iter().flat_map(|(set, tag)| set.writes.iter().map(|write| (write, tag.seq)));
             self.0.cache.publish(tenant, before, *last, writes);

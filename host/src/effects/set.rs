@@ -1,7 +1,5 @@
 //! What goes to the commit: one transaction's facts and changes, and what became of it.
 
-
-
 use crate::effects::row::{Key, Range, Value};
 use crate::kernel::error::Error;
 use crate::kernel::tenant::TenantScope;
@@ -181,4 +179,3 @@ pub enum Verdict {
     /// It can never be committed as it is.
     Refused(Error),
 }
-

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteRow, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Connection, QueryBuilder, Row as _, Sqlite};
 use tokio::sync::Mutex;
@@ -28,8 +28,9 @@ use crate::kernel::tenant::{TenantId, TenantScope};
 
 /// Reader connections: enough that a slow scan does not hold up key reads on a small machine.
 const READERS: u32 = 4;
-/// Rows bound in one statement; four parameters each stay below SQLite's 32,766.
-const CHUNK: usize = 4_000;
+/// Rows bound in one statement: SQLite looks a numbered parameter up by walking the list of all of them, so
+/// that the cost of a statement grows with the square of this.
+const CHUNK: usize = 256;
 /// Bytes of write-ahead log at which it is copied into the file without waiting for readers.
 const CHECKPOINT_BYTES: u64 = 4 << 20;
 /// Bytes of write-ahead log at which the writer waits for readers, so that the log starts anew.
@@ -159,19 +160,31 @@ impl Store for SqliteStore {
                 .ok_or_else(refusal::no_tenant)?;
                 return Ok((tag_of(&row)?, vec![row_of(&row)?]));
             }
-            let mut query = QueryBuilder::<Sqlite>::new("with wanted (n, space, key) as (");
-            query.push_values(keys.iter().enumerate(), |mut values, (n, key)| {
-                values.push_bind(n as i64).push_bind(key.space.as_str()).push_bind(&key.key[..]);
-            });
-            query.push(") ").push(HEAD).push(", w.n from heads h left join wanted w left join rows r on r.tenant_id = h.tenant_id and r.space = w.space and r.key = w.key where h.tenant_id = ");
-            query.push_bind(scope.id().as_str());
-            let found = query.build().fetch_all(&self.readers).await.map_err(failed)?;
-            let tag = tag_of(found.first().ok_or_else(refusal::no_tenant)?)?;
-            let mut rows = vec![None; keys.len()];
-            for row in &found {
-                let n: i64 = row.try_get("n").map_err(failed)?;
-                rows[n as usize] = row_of(row)?;
+            // Several statements see one state inside a read transaction.
+            let mut connection = self.readers.acquire().await.map_err(failed)?;
+            let mut transaction = connection.begin().await.map_err(failed)?;
+            let mut tag = None;
+            let mut rows = Vec::with_capacity(keys.len());
+            for chunk in keys.chunks(CHUNK) {
+                let mut query = QueryBuilder::<Sqlite>::new("with wanted (n, space, key) as (");
+                query.push_values(chunk.iter().enumerate(), |mut values, (n, key)| {
+                    values.push_bind(n as i64).push_bind(key.space.as_str()).push_bind(&key.key[..]);
+                });
+                query.push(") ").push(HEAD).push(
+                    ", w.n from heads h left join wanted w left join rows r \
+                     on r.tenant_id = h.tenant_id and r.space = w.space and r.key = w.key where h.tenant_id = ",
+                );
+                query.push_bind(scope.id().as_str());
+                let found = query.build().fetch_all(&mut *transaction).await.map_err(failed)?;
+                tag = Some(tag_of(found.first().ok_or_else(refusal::no_tenant)?)?);
+                let start = rows.len();
+                rows.resize(start + chunk.len(), None);
+                for row in &found {
+                    let n: i64 = row.try_get("n").map_err(failed)?;
+                    rows[start + n as usize] = row_of(row)?;
+                }
             }
+            let tag = tag.ok_or_else(|| Error::internal("a read of no keys"))?;
             Ok((tag, rows))
         }
         .boxed()
@@ -365,8 +378,9 @@ async fn versions<'k>(
 
 async fn changed_range(connection: &mut SqliteConnection, tenant: &TenantId, facts: &Facts) -> Result<Option<Key>> {
     for fact in &facts.ranges {
-        let mut query =
-            QueryBuilder::<Sqlite>::new("select count(*) as n, coalesce(max(version), 0) as v from rows where tenant_id = ");
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "select count(*) as n, coalesce(max(version), 0) as v from rows where tenant_id = ",
+        );
         query.push_bind(tenant.as_str());
         push_range(&mut query, &fact.range, facts.now_ms);
         let row = query.build().fetch_one(&mut *connection).await.map_err(failed)?;
@@ -452,7 +466,8 @@ async fn heads(connection: &mut SqliteConnection, sets: &[Set]) -> Result<HashMa
     let mut tenants: Vec<&str> = sets.iter().map(|set| set.scope.id().as_str()).collect();
     tenants.sort_unstable();
     tenants.dedup();
-    let mut query = QueryBuilder::<Sqlite>::new("select tenant_id, epoch, seq, bytes, state from heads where tenant_id in (");
+    let mut query =
+        QueryBuilder::<Sqlite>::new("select tenant_id, epoch, seq, bytes, state from heads where tenant_id in (");
     let mut list = query.separated(", ");
     for tenant in tenants {
         list.push_bind(tenant);
@@ -484,14 +499,24 @@ async fn invalid(
         return Ok(None);
     }
     if !breaks.overlay {
+        // Removing what this set did not see anyway changes nothing for it.
+        let changed = |place: &(&TenantId, &Key), now: &Option<(Value, u64, Option<i64>)>| {
+            now.is_some() || olds.get(place).is_some_and(|old| old.live(set.facts.now_ms))
+        };
         for read in &set.facts.reads {
-            if overlay.contains_key(&(tenant, &read.key)) {
+            let place = (tenant, &read.key);
+            if overlay.get(&place).is_some_and(|now| changed(&place, now)) {
                 return Ok(Some(read.key.clone()));
             }
         }
         for fact in set.facts.ranges.iter().filter(|_| !breaks.ranges) {
-            if let Some(((_, key), _)) = overlay.iter().find(|((t, key), _)| *t == tenant && fact.range.contains(key)) {
-                return Ok(Some((*key).clone()));
+            let from = fact.range.space.key(fact.range.from.clone());
+            let inside =
+                overlay.range((tenant, &from)..).take_while(|((t, key), _)| *t == tenant && fact.range.contains(key));
+            for (place, now) in inside {
+                if changed(place, now) {
+                    return Ok(Some(place.1.clone()));
+                }
             }
         }
     }
@@ -572,8 +597,9 @@ async fn write_rows(connection: &mut SqliteConnection, overlay: &Overlay<'_>) ->
         }
     }
     for chunk in puts.chunks(CHUNK) {
-        let mut query =
-            QueryBuilder::<Sqlite>::new("insert into rows (tenant_id, space, key, value, counter, version, expires_at_ms) ");
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "insert into rows (tenant_id, space, key, value, counter, version, expires_at_ms) ",
+        );
         query.push_values(chunk, |mut values, (tenant, key, (value, version, expires_at_ms))| {
             let (bytes, counter) = match value {
                 Value::Bytes(bytes) => (Some(&bytes[..]), None),
@@ -623,7 +649,10 @@ async fn write_heads(
     Ok(())
 }
 
-async fn write_usage(connection: &mut SqliteConnection, used: &BTreeMap<(&TenantId, &str, i64), Compute>) -> Result<()> {
+async fn write_usage(
+    connection: &mut SqliteConnection,
+    used: &BTreeMap<(&TenantId, &str, i64), Compute>,
+) -> Result<()> {
     if used.is_empty() {
         return Ok(());
     }
@@ -643,7 +672,8 @@ async fn write_usage(connection: &mut SqliteConnection, used: &BTreeMap<(&Tenant
     });
     query.push(
         " on conflict (tenant_id, plugin, hour_ms) do update set invocations = invocations + excluded.invocations, \
-         failures = failures + excluded.failures, fuel = fuel + excluded.fuel, bytes_in = bytes_in + excluded.bytes_in, \
+         failures = failures + excluded.failures, \
+         fuel = case when fuel > 9223372036854775807 - excluded.fuel then 9223372036854775807 else fuel + excluded.fuel end, bytes_in = bytes_in + excluded.bytes_in, \
          bytes_out = bytes_out + excluded.bytes_out",
     );
     query.build().execute(connection).await.map_err(failed)?;

@@ -129,7 +129,8 @@ impl Cache {
     fn check(&self, file: &mut File, digest: &Digest) -> Result<u64, &'static str> {
         let unreadable = |_| "it cannot be read";
         let metadata = file.metadata().map_err(unreadable)?;
-        if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o377 != 0 {
+        if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o377 != 0
+        {
             return Err("its kind, owner or mode is wrong");
         }
         let length = metadata.len().checked_sub(SEAL_BYTES).ok_or("it is too short")?;
@@ -149,7 +150,11 @@ impl Cache {
         if format != FORMAT || stated != length.to_le_bytes() {
             return Err("its format is another");
         }
-        if bool::from(self.seal(digest, &code.finalize().into()).ct_eq(mac)) { Ok(length) } else { Err("its seal is broken") }
+        if bool::from(self.seal(digest, &code.finalize().into()).ct_eq(mac)) {
+            Ok(length)
+        } else {
+            Err("its seal is broken")
+        }
     }
 }
 
@@ -210,7 +215,13 @@ mod tests {
             let engine = config::node(4).unwrap();
             let wasm = wat::parse_str("(component (core module (func (export \"f\"))))").unwrap();
             let code = config::compiler().unwrap().precompile_component(&wasm).unwrap();
-            Self { folder: tempfile::tempdir().unwrap(), engine, master: Master::generate(), code, digest: Digest::of(&wasm) }
+            Self {
+                folder: tempfile::tempdir().unwrap(),
+                engine,
+                master: Master::generate(),
+                code,
+                digest: Digest::of(&wasm),
+            }
         }
 
         fn cache(&self, master: &Master) -> Cache {

@@ -96,7 +96,8 @@ impl Compiler {
 
     async fn run(&self, wasm: Bytes) -> Result<Vec<u8>, Failed> {
         let mut child = self.start()?;
-        let (Some(mut input), Some(mut output), Some(complaints)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        let (Some(mut input), Some(mut output), Some(complaints)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
             return Err(Error::internal("a compile worker has no pipes").into());
         };
@@ -132,7 +133,8 @@ impl Compiler {
     }
 
     fn start(&self) -> Result<Child> {
-        let (program, arguments) = self.worker.split_first().ok_or_else(|| Error::internal("no compile worker is set"))?;
+        let (program, arguments) =
+            self.worker.split_first().ok_or_else(|| Error::internal("no compile worker is set"))?;
         Command::new(program)
             .args(arguments)
             .env_clear()
@@ -180,7 +182,8 @@ fn limit(limit: String, lasting: bool) -> Failed {
 }
 
 fn overloaded() -> Error {
-    Error::unavailable("overloaded", "too many components wait to be compiled; try again").retry_after(Duration::from_secs(5))
+    Error::unavailable("overloaded", "too many components wait to be compiled; try again")
+        .retry_after(Duration::from_secs(5))
 }
 
 /// A place in the queue; given back when dropped.
@@ -283,7 +286,8 @@ fn work(mut input: impl Read, mut output: impl Write) -> std::io::Result<()> {
 
 /// What the component's author reads: the outermost two reasons, on one line, bounded.
 fn complaint(error: &wasmtime::Error) -> String {
-    let reasons: Vec<_> = error.chain().take(2).map(|reason| reason.to_string().replace(char::is_control, " ")).collect();
+    let reasons: Vec<_> =
+        error.chain().take(2).map(|reason| reason.to_string().replace(char::is_control, " ")).collect();
     let text = format!("the component does not compile: {}", reasons.join(": "));
     text[..text.floor_char_boundary(500)].to_owned()
 }
@@ -338,7 +342,10 @@ pub(crate) mod tests {
     async fn a_component_comes_back_as_code_and_a_wrong_one_as_its_fault() {
         let code = compile("(component)").await.expect("compiles");
         assert!(wasmtime::Engine::detect_precompiled(&code).is_some());
-        let failed = Compiler::new(worker(), 1).compile(&scope("a"), Bytes::from_static(b"\0asm\x0d\0\x01\0\x01")).await.unwrap_err();
+        let failed = Compiler::new(worker(), 1)
+            .compile(&scope("a"), Bytes::from_static(b"\0asm\x0d\0\x01\0\x01"))
+            .await
+            .unwrap_err();
         assert_eq!((failed.error.code(), failed.lasting), ("component_invalid", true));
     }
 
@@ -347,7 +354,10 @@ pub(crate) mod tests {
         // Each level holds two instances of the one below: 2^26 in the end.
         let mut text = String::from("(component $c0 (core module $m) (core instance (instantiate $m)))");
         for level in 1..=26 {
-            text = format!("(component $c{level} {text} (instance (instantiate $c{0})) (instance (instantiate $c{0})))", level - 1);
+            text = format!(
+                "(component $c{level} {text} (instance (instantiate $c{0})) (instance (instantiate $c{0})))",
+                level - 1
+            );
         }
         let failed = compile(&text).await.unwrap_err();
         assert_eq!((failed.error.code(), failed.lasting), ("compile_limit", true), "{:?}", failed.error);

@@ -162,7 +162,9 @@ impl Log {
                 '\n' => text.push_str("\\n"),
                 '\t' => text.push('\t'),
                 // The last two groups turn the direction of text or end a line in some viewers.
-                c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}') => {
+                c if c.is_control()
+                    || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}') =>
+                {
                     text.extend(c.escape_unicode());
                 }
                 c => text.push(c),
@@ -195,7 +197,8 @@ impl Immediate {
         match self {
             Self::Decision(_) | Self::Response(Err(_)) => 0,
             Self::Response(Ok(response)) => {
-                response.body.len() + response.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+                response.body.len()
+                    + response.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
             }
         }
     }
@@ -218,7 +221,12 @@ pub struct Recorded {
 impl Recorded {
     /// Calls that an earlier run made and this one has not (yet): they stay done.
     pub fn orphaned(&self) -> usize {
-        self.calls - self.made.iter().map(|(arguments, made)| (*made).min(self.answers.get(arguments).map_or(0, Vec::len))).sum::<usize>()
+        self.calls
+            - self
+                .made
+                .iter()
+                .map(|(arguments, made)| (*made).min(self.answers.get(arguments).map_or(0, Vec::len)))
+                .sum::<usize>()
     }
 
     /// Requests that were sent to the outside.
@@ -235,7 +243,9 @@ impl Recorded {
             return Err(Error::new(
                 Kind::Exhausted,
                 "too_many_calls",
-                format!("an invocation makes at most {RECORDED_CALLS} immediate calls and receives {RECORDED_BYTES} bytes"),
+                format!(
+                    "an invocation makes at most {RECORDED_CALLS} immediate calls and receives {RECORDED_BYTES} bytes"
+                ),
             ));
         }
         *made += 1;
@@ -560,7 +570,13 @@ mod tests {
     #[test]
     fn a_recorded_call_is_found_by_its_arguments_and_ordinal() {
         let decision = |remaining| {
-            Immediate::Decision(services::limits::Decision { allowed: true, limit: 9, remaining, retry_after_ms: 0, reset_after_ms: 0 })
+            Immediate::Decision(services::limits::Decision {
+                allowed: true,
+                limit: 9,
+                remaining,
+                retry_after_ms: 0,
+                reset_after_ms: 0,
+            })
         };
         let (a, b) = (arguments("x", [b"ab".as_slice(), b"c"]), arguments("x", [b"a".as_slice(), b"bc"]));
         assert_ne!(a, b);

@@ -12,8 +12,8 @@ use std::fmt;
 use semver::{Version, VersionReq};
 use sha2::{Digest as _, Sha256};
 use wasmparser::{
-    ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, ComponentTypeRef, Encoding, FunctionBody,
-    Instance, Operator, Parser, Payload, TypeRef,
+    ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, ComponentTypeRef, Encoding,
+    FunctionBody, Instance, Operator, Parser, Payload, TypeRef,
 };
 
 use crate::kernel::error::{Error, Kind, Result};
@@ -311,7 +311,9 @@ impl Pass {
             }
             Payload::ComponentInstanceSection(section) => {
                 for instance in section {
-                    if let ComponentInstance::Instantiate { component_index, .. } = instance.map_err(|error| damaged(&error))? {
+                    if let ComponentInstance::Instantiate { component_index, .. } =
+                        instance.map_err(|error| damaged(&error))?
+                    {
                         let instances = self.named(0, component_index);
                         self.instantiate(instances)?;
                     }
@@ -324,7 +326,9 @@ impl Pass {
                             let instances = self.named(count, index);
                             self.name(instances);
                         }
-                        ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. } => self.name(UNKNOWN),
+                        ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. } => {
+                            self.name(UNKNOWN)
+                        }
                         _ => {}
                     }
                 }
@@ -446,7 +450,8 @@ impl Pass {
 
     fn sdk_section(&mut self, data: &[u8]) -> Result<()> {
         let version = std::str::from_utf8(data).ok().filter(|version| version.len() <= 64);
-        let version = version.ok_or_else(|| invalid("the section `chalet:sdk` holds no version; run `chalet build`"))?;
+        let version =
+            version.ok_or_else(|| invalid("the section `chalet:sdk` holds no version; run `chalet build`"))?;
         if self.sdk.as_deref().is_some_and(|known| known != version) {
             return Err(invalid("the component was made with two versions of chalet-sdk; keep one in Cargo.lock"));
         }
@@ -471,8 +476,11 @@ impl Pass {
                 ));
             }
         }
-        let triggers: Vec<_> =
-            TRIGGERS.iter().filter(|(_, interface)| self.exports.iter().any(|export| export == interface)).map(|(name, _)| *name).collect();
+        let triggers: Vec<_> = TRIGGERS
+            .iter()
+            .filter(|(_, interface)| self.exports.iter().any(|export| export == interface))
+            .map(|(name, _)| *name)
+            .collect();
         if triggers.is_empty() {
             return Err(invalid(
                 "the component exports no trigger of chalet:platform@0.1.0; with the Rust SDK, `chalet_sdk::export!` does",
@@ -488,7 +496,10 @@ fn in_range(version: &str) -> Result<Version> {
         Error::new(
             Kind::Invalid,
             "sdk_out_of_range",
-            format!("the component was made with chalet-sdk {}; this host runs {SDK_RANGE}, so build it with one of these", shown(version)),
+            format!(
+                "the component was made with chalet-sdk {}; this host runs {SDK_RANGE}, so build it with one of these",
+                shown(version)
+            ),
         )
     };
     let version = Version::parse(version).map_err(|_| refuse())?;
@@ -506,7 +517,9 @@ fn hold(rule: &str, found: u64, bound: u64) -> Result<()> {
     Err(Error::new(
         Kind::Invalid,
         "component_too_complex",
-        format!("the component breaks the rule {rule}: {found}, and at most {bound} are allowed; make it simpler or ask for a larger plan"),
+        format!(
+            "the component breaks the rule {rule}: {found}, and at most {bound} are allowed; make it simpler or ask for a larger plan"
+        ),
     ))
 }
 
@@ -515,7 +528,11 @@ fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 }
 
 fn damaged(error: &wasmparser::BinaryReaderError) -> Error {
-    invalid(format!("the component is damaged at byte {}: {}; build and upload it again", error.offset(), shown(error.message())))
+    invalid(format!(
+        "the component is damaged at byte {}: {}; build and upload it again",
+        error.offset(),
+        shown(error.message())
+    ))
 }
 
 /// A stranger's text, escaped and cut.

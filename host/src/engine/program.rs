@@ -26,7 +26,9 @@ impl Program {
             Error::new(
                 Kind::Invalid,
                 "component_invalid",
-                format!("the component does not fit chalet:platform@0.1.0: {reason}; build it against this version's WIT"),
+                format!(
+                    "the component does not fit chalet:platform@0.1.0: {reason}; build it against this version's WIT"
+                ),
             )
         };
         let instance = linker.instantiate_pre(component).map_err(mismatch)?;
@@ -35,7 +37,10 @@ impl Program {
         Ok(Self {
             digest,
             http: exports(http).then(|| http_trigger::GuestIndices::new(&instance)).transpose().map_err(mismatch)?,
-            webhook: exports(webhook).then(|| webhook_trigger::GuestIndices::new(&instance)).transpose().map_err(mismatch)?,
+            webhook: exports(webhook)
+                .then(|| webhook_trigger::GuestIndices::new(&instance))
+                .transpose()
+                .map_err(mismatch)?,
             instance,
         })
     }

@@ -83,11 +83,14 @@ impl Engine {
     pub(crate) async fn run<T, F>(&self, program: Arc<Program>, guest: Guest, call: F) -> Result<Run<T>>
     where
         T: Send + 'static,
-        F: for<'a> FnOnce(&'a Program, &'a mut Store<Guest>, Instance) -> BoxFuture<'a, wasmtime::Result<T>> + Send + 'static,
+        F: for<'a> FnOnce(&'a Program, &'a mut Store<Guest>, Instance) -> BoxFuture<'a, wasmtime::Result<T>>
+            + Send
+            + 'static,
     {
         let runtime = self.0.runtime()?;
         let engine = self.clone();
-        let mut running: BoxFuture<'static, Result<Run<T>>> = Box::pin(async move { engine.run_here(&program, guest, call).await });
+        let mut running: BoxFuture<'static, Result<Run<T>>> =
+            Box::pin(async move { engine.run_here(&program, guest, call).await });
         {
             let _runtime = runtime.enter();
             // Nobody is woken by this poll: the runtime polls again at once.
@@ -121,8 +124,11 @@ impl Engine {
         // The instance ends here: before the answer is given, and before anything is committed.
         let guest = store.into_data();
         drop(slot);
-        let spent =
-            Spent { fuel: fuel.saturating_sub(left), host_calls: guest.host_calls(), memory_bytes: guest.memory_bytes() };
+        let spent = Spent {
+            fuel: fuel.saturating_sub(left),
+            host_calls: guest.host_calls(),
+            memory_bytes: guest.memory_bytes(),
+        };
         Ok(Run { outcome: outcome(called, &guest), guest, spent })
     }
 
@@ -177,7 +183,8 @@ fn outcome<T>(called: Option<Result<wasmtime::Result<T>, Panic>>, guest: &Guest)
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(failure(&error, guest)),
         Err(panic) => {
-            let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            let text =
+                panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
             tracing::error!(invocation = guest.invocation().id, panic = text, "a host function panicked");
             Err(Failure::Trap { code: "internal", message: "the host failed; the operator's log has the cause".into() })
         }
@@ -228,7 +235,8 @@ fn failure(error: &wasmtime::Error, guest: &Guest) -> Failure {
 /// A trap's reason and the innermost function that has a name.
 fn described(reason: &str, error: &wasmtime::Error) -> String {
     let backtrace = error.downcast_ref::<WasmBacktrace>();
-    let function = backtrace.and_then(|trace| trace.frames().iter().find_map(|frame| frame.func_name().map(str::to_owned)));
+    let function =
+        backtrace.and_then(|trace| trace.frames().iter().find_map(|frame| frame.func_name().map(str::to_owned)));
     let text = match function {
         Some(function) => format!("{reason}, in {function}"),
         None => reason.to_owned(),

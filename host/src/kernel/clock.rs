@@ -1,15 +1,21 @@
 //! The one source of time. Tests move it; nothing in the host sleeps to let time pass.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 
 /// Wall-clock time in milliseconds since the Unix epoch. Clones share one clock.
 #[derive(Clone, Debug, Default)]
-pub struct Clock {
-    offset_ms: Arc<AtomicI64>,
+pub struct Clock(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// How far tests have moved the clock.
+    advanced_ms: AtomicI64,
+    /// What a database said last, and when; without one the system's time counts.
+    followed: Mutex<Option<(Instant, i64)>>,
 }
 
 impl Clock {
@@ -20,19 +26,24 @@ impl Clock {
 
     /// Milliseconds since the Unix epoch.
     pub fn now_ms(&self) -> i64 {
-        let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        i64::try_from(system).unwrap_or(i64::MAX).saturating_add(self.offset_ms.load(Ordering::Relaxed))
+        let ms = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        let base = match *self.0.followed.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((since, then_ms)) => then_ms.saturating_add(ms(since.elapsed())),
+            None => ms(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
+        };
+        base.saturating_add(self.0.advanced_ms.load(Ordering::Relaxed))
     }
 
     /// Move this clock and its clones forward.
     pub fn advance(&self, by: Duration) {
         let by_ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-        self.offset_ms.fetch_add(by_ms, Ordering::Relaxed);
+        self.0.advanced_ms.fetch_add(by_ms, Ordering::Relaxed);
     }
 
-    /// Set the distance to the system's time; a PostgreSQL node follows its database this way.
-    pub fn set_offset_ms(&self, offset_ms: i64) {
-        self.offset_ms.store(offset_ms, Ordering::Relaxed);
+    /// Follow another clock, which shows `now_ms` now: from here on time is that plus what passes, whatever
+    /// happens to the system's clock.
+    pub fn follow(&self, now_ms: i64) {
+        *self.0.followed.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), now_ms));
     }
 }
 

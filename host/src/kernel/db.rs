@@ -9,12 +9,16 @@ use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyPool, ConnectOptions, Connection, Transaction};
 
 use crate::effects::sqlite::SqliteStore;
-use crate::effects::{SharedStore, postgres::PostgresStore, sqlite};
+use crate::effects::{Claims, SharedStore, postgres, postgres::PostgresStore, sqlite};
+use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::TenantId;
 
 /// Connections for what is no tenant transaction: key look-ups, components, directory changes.
 const CONNECTIONS: u32 = 4;
+
+/// The server's role on PostgreSQL, if the operator names no other.
+pub const APP_ROLE: &str = "chalet_app";
 
 /// Where the data is.
 #[derive(Clone, Debug)]
@@ -52,7 +56,8 @@ impl Location {
 pub struct Db {
     pool: AnyPool,
     store: SharedStore,
-    postgres: bool,
+    claims: Claims,
+    postgres: Option<PostgresStore>,
     // Held while the process lives; a second process on the same file is refused.
     _lock: Option<Arc<std::fs::File>>,
 }
@@ -74,16 +79,21 @@ impl Db {
                 Ok(Self {
                     pool: pool(&url).await?,
                     store: Arc::new(SqliteStore::open(path).await?),
-                    postgres: false,
+                    claims: Claims::in_process(),
+                    postgres: None,
                     _lock: Some(Arc::new(lock)),
                 })
             }
-            Location::Postgres { url } => Ok(Self {
-                pool: pool(url).await?,
-                store: Arc::new(PostgresStore::open(url).await?),
-                postgres: true,
-                _lock: None,
-            }),
+            Location::Postgres { url } => {
+                let store = PostgresStore::open(url).await?;
+                Ok(Self {
+                    pool: pool(url).await?,
+                    claims: Claims::in_postgres(store.pool().clone()),
+                    store: Arc::new(store.clone()),
+                    postgres: Some(store),
+                    _lock: None,
+                })
+            }
         }
     }
 
@@ -92,9 +102,23 @@ impl Db {
         self.store.clone()
     }
 
+    /// Who is working on which request.
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
     /// Whether other processes may share this database.
     pub fn shared(&self) -> bool {
-        self.postgres
+        self.postgres.is_some()
+    }
+
+    /// Let a clock follow the database's time, so that all nodes agree; to be called at start and every
+    /// few seconds. A database that is a file has this process's time.
+    pub async fn follow(&self, clock: &Clock) -> Result<()> {
+        if let Some(postgres) = &self.postgres {
+            clock.follow(postgres.ask_time().await?);
+        }
+        Ok(())
     }
 
     /// Connections for tables that are read before a tenant is known.
@@ -105,7 +129,7 @@ impl Db {
     /// A transaction on one tenant's tables that are not rows; row-level security names that tenant in it.
     pub(crate) async fn tenant(&self, tenant: &TenantId) -> Result<Transaction<'static, Any>> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        if self.postgres {
+        if self.postgres.is_some() {
             sqlx::query("select set_config('app.tenant', $1, true)")
                 .bind(tenant.as_str())
                 .execute(&mut *transaction)
@@ -120,6 +144,26 @@ impl Db {
         sqlx::query("select 1").execute(&self.pool).await.map_err(failed)?;
         Ok(())
     }
+}
+
+/// Bring a PostgreSQL database to this version, as the role that owns its tables (`CHALET_DATABASE_OWNER_URL`),
+/// and let the server's role use it: `role`, or `chalet_app`. A role that does not exist is made, without a
+/// password; giving it one is the operator's. It may be called again at any time, also for another role.
+pub async fn migrate(owner_url: &str, role: Option<&str>) -> Result<()> {
+    let options: sqlx::postgres::PgConnectOptions = owner_url.parse().map_err(|error: sqlx::Error| {
+        Error::invalid(
+            "the owner's database URL cannot be read; it has the form postgres://user:password@host/database",
+        )
+        .source(error)
+    })?;
+    let mut connection = options.disable_statement_logging().connect().await.map_err(failed)?;
+    postgres::MIGRATIONS.run(&mut connection).await.map_err(Error::internal)?;
+    sqlx::query("select chalet_grant($1)")
+        .bind(role.unwrap_or(APP_ROLE))
+        .execute(&mut connection)
+        .await
+        .map_err(failed)?;
+    connection.close().await.map_err(failed)
 }
 
 /// An error of the driver; what it says is for the log.
@@ -142,7 +186,8 @@ async fn pool(url: &str) -> Result<AnyPool> {
 }
 
 fn lock(path: &Path) -> Result<std::fs::File> {
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::internal)?;
+    let file =
+        std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::internal)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         Error::unavailable(
             "data_in_use",

@@ -85,6 +85,17 @@ impl Error {
         self
     }
 
+    /// The same answer for another caller; the cause stays with the first.
+    pub(crate) fn copy(&self) -> Self {
+        Self {
+            kind: self.kind,
+            code: self.code,
+            message: self.message.clone(),
+            retry_after: self.retry_after,
+            source: None,
+        }
+    }
+
     /// What the caller does next.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -75,7 +75,11 @@ impl Master {
     /// Decrypt what [`Self::seal`] made for the same tenant and place.
     pub fn open(&self, tenant: &TenantId, place: &str, sealed: &[u8]) -> Result<Vec<u8>> {
         let unreadable = || {
-            Error::new(Kind::Internal, "secret_unreadable", "a stored secret cannot be read with this node's master key; set the key it was stored with, or store the secret again")
+            Error::new(
+                Kind::Internal,
+                "secret_unreadable",
+                "a stored secret cannot be read with this node's master key; set the key it was stored with, or store the secret again",
+            )
         };
         let (nonce, text) = sealed.split_at_checked(NONCE_BYTES).ok_or_else(unreadable)?;
         let nonce: [u8; NONCE_BYTES] = nonce.try_into().map_err(|_| unreadable())?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 use serde::Serialize;
 
-use crate::kernel::clock::Clock;
+use crate::effects::Key;
 use crate::kernel::db::{Db, column, failed};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{Plan, TenantId, TenantScope};
@@ -39,7 +39,6 @@ pub struct Tenant {
 #[derive(Clone)]
 pub struct Directory {
     db: Db,
-    clock: Clock,
     by_name: Cache<String, Option<TenantScope>>,
     by_id: Cache<TenantId, Option<TenantScope>>,
     plans: Cache<String, Arc<Plan>>,
@@ -47,39 +46,65 @@ pub struct Directory {
 
 impl Directory {
     /// The directory in this database.
-    pub fn new(db: Db, clock: Clock) -> Self {
+    pub fn new(db: Db) -> Self {
         let builder = || Cache::builder().max_capacity(CACHED).time_to_live(FRESH);
         Self {
             db,
-            clock,
             by_name: builder().build(),
             by_id: Cache::builder().max_capacity(CACHED).time_to_live(FRESH).build(),
             plans: Cache::builder().max_capacity(1_000).time_to_live(FRESH).build(),
         }
     }
 
-    /// Make a tenant on a plan.
-    pub async fn create(&self, name: &str, plan: &str) -> Result<TenantScope> {
+    /// Make a tenant on a plan. `first` may give a row that it has from the start, with its expiry: what
+    /// answers a repetition of the request that made it.
+    pub async fn create(
+        &self,
+        name: &str,
+        plan: &str,
+        now_ms: i64,
+        first: impl FnOnce(&TenantId) -> Result<Option<(Key, Vec<u8>, i64)>>,
+    ) -> Result<TenantScope> {
         check_name(name)?;
         let plan = self.plan(plan).await?;
-        let (id, now_ms) = (TenantId::new(), self.clock.now_ms());
+        let id = TenantId::new();
+        let first = first(&id)?;
         let mut transaction = self.db.tenant(&id).await?;
-        let made = sqlx::query("insert into tenants (id, name, plan, created_at_ms) values ($1, $2, $3, $4) on conflict (name) do nothing")
-            .bind(id.as_str())
-            .bind(name)
-            .bind(plan.name.as_str())
-            .bind(now_ms)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
+        let made = sqlx::query(
+            "insert into tenants (id, name, plan, created_at_ms) values ($1, $2, $3, $4) on conflict (name) do nothing",
+        )
+        .bind(id.as_str())
+        .bind(name)
+        .bind(plan.name.as_str())
+        .bind(now_ms)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
         if made.rows_affected() == 0 {
             return Err(Error::new(Kind::Conflict, "tenant_exists", "there is a tenant of this name; choose another"));
         }
-        sqlx::query("insert into heads (tenant_id) values ($1)")
+        sqlx::query("insert into heads (tenant_id, seq) values ($1, 1)")
             .bind(id.as_str())
             .execute(&mut *transaction)
             .await
             .map_err(failed)?;
+        if let Some((key, value, expires_at_ms)) = first {
+            sqlx::query("insert into rows (tenant_id, space, key, value, version, expires_at_ms) values ($1, $2, $3, $4, 1, $5)")
+                .bind(id.as_str())
+                .bind(key.space.as_str().to_owned())
+                .bind(key.key.to_vec())
+                .bind(value)
+                .bind(expires_at_ms)
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+            sqlx::query("insert into due (kind, tenant_id, due_at_ms) values ('sweep', $1, $2)")
+                .bind(id.as_str())
+                .bind(expires_at_ms)
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
         transaction.commit().await.map_err(failed)?;
         let scope = TenantScope::mint(id.clone(), name.into(), plan);
         self.by_name.invalidate(name);
@@ -123,7 +148,8 @@ impl Directory {
 
     async fn scope_of(&self, row: Option<sqlx::any::AnyRow>) -> Result<Option<TenantScope>> {
         let Some(row) = row else { return Ok(None) };
-        let (id, name, plan): (String, String, String) = (column(&row, "id")?, column(&row, "name")?, column(&row, "plan")?);
+        let (id, name, plan): (String, String, String) =
+            (column(&row, "id")?, column(&row, "name")?, column(&row, "plan")?);
         Ok(Some(TenantScope::mint(TenantId::from_row(&id), name, self.plan(&plan).await?)))
     }
 
@@ -140,12 +166,13 @@ impl Directory {
 
     /// Tenants in the order of their names, behind `after`.
     pub async fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<Tenant>> {
-        let rows = sqlx::query("select id, name, plan, created_at_ms from tenants where name > $1 order by name limit $2")
-            .bind(after.unwrap_or(""))
-            .bind(limit as i64)
-            .fetch_all(self.db.directory())
-            .await
-            .map_err(failed)?;
+        let rows =
+            sqlx::query("select id, name, plan, created_at_ms from tenants where name > $1 order by name limit $2")
+                .bind(after.unwrap_or(""))
+                .bind(limit as i64)
+                .fetch_all(self.db.directory())
+                .await
+                .map_err(failed)?;
         rows.iter().map(tenant_of).collect()
     }
 
@@ -200,7 +227,11 @@ impl Directory {
             Some(row) => plan_of(&row)?,
             None if name == Plan::default().name => Plan::default(),
             None => {
-                return Err(Error::new(Kind::Invalid, "no_such_plan", "there is no plan of this name; GET /v1/plans lists them"));
+                return Err(Error::new(
+                    Kind::Invalid,
+                    "no_such_plan",
+                    "there is no plan of this name; GET /v1/plans lists them",
+                ));
             }
         };
         let plan = Arc::new(plan);
@@ -210,7 +241,8 @@ impl Directory {
 
     /// All plans, by name.
     pub async fn plans(&self) -> Result<Vec<Plan>> {
-        let rows = sqlx::query("select body from plans order by name").fetch_all(self.db.directory()).await.map_err(failed)?;
+        let rows =
+            sqlx::query("select body from plans order by name").fetch_all(self.db.directory()).await.map_err(failed)?;
         let mut plans = rows.iter().map(plan_of).collect::<Result<Vec<_>>>()?;
         if plans.iter().all(|plan| plan.name != Plan::default().name) {
             plans.insert(0, Plan::default());
@@ -222,12 +254,14 @@ impl Directory {
     pub async fn put_plan(&self, plan: &Plan) -> Result<()> {
         check_name(&plan.name)?;
         let body = serde_json::to_string(plan).map_err(Error::internal)?;
-        sqlx::query("insert into plans (name, body) values ($1, $2) on conflict (name) do update set body = excluded.body")
-            .bind(plan.name.as_str())
-            .bind(body)
-            .execute(self.db.directory())
-            .await
-            .map_err(failed)?;
+        sqlx::query(
+            "insert into plans (name, body) values ($1, $2) on conflict (name) do update set body = excluded.body",
+        )
+        .bind(plan.name.as_str())
+        .bind(body)
+        .execute(self.db.directory())
+        .await
+        .map_err(failed)?;
         self.plans.invalidate(&plan.name);
         self.by_name.invalidate_all();
         self.by_id.invalidate_all();

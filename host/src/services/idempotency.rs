@@ -34,6 +34,8 @@ pub struct Cause {
     row: Key,
     fingerprint: [u8; 32],
     keep_ms: i64,
+    // Another name of the same cause, and how long it stands for it.
+    alias: Option<(Key, i64)>,
 }
 
 /// What a request was: the same key with another request is a mistake of the client.
@@ -46,11 +48,21 @@ pub fn fingerprint(parts: &[&[u8]]) -> [u8; 32] {
     hash.finalize().into()
 }
 
+fn row(caller: &str, route: &str, key: &str) -> Key {
+    ANSWERS.key(fingerprint(&[caller.as_bytes(), route.as_bytes(), key.as_bytes()]).to_vec())
+}
+
 impl Cause {
     /// The cause that a caller names by a key on a route.
     pub fn new(caller: &str, route: &str, key: &str, fingerprint: [u8; 32], keep_ms: i64) -> Self {
-        let place = self::fingerprint(&[caller.as_bytes(), route.as_bytes(), key.as_bytes()]);
-        Self { row: ANSWERS.key(place.to_vec()), fingerprint, keep_ms }
+        Self { row: row(caller, route, key), fingerprint, keep_ms, alias: None }
+    }
+
+    /// The same cause under a second key, which stands for it for `keep_ms`.
+    #[must_use]
+    pub fn or_same(mut self, caller: &str, route: &str, key: &str, keep_ms: i64) -> Self {
+        self.alias = Some((row(caller, route, key), keep_ms));
+        self
     }
 
     /// A digest of caller, route and key, from which keys of outgoing calls are derived.
@@ -67,7 +79,11 @@ impl Cause {
 /// The key of an `Idempotency-Key` header: a structured-field string, or the same without its quotes.
 pub fn parse_key(header: &[u8]) -> Result<String> {
     let bad = || {
-        Error::new(Kind::Invalid, "idempotency_key_invalid", "Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or not")
+        Error::new(
+            Kind::Invalid,
+            "idempotency_key_invalid",
+            "Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or not",
+        )
     };
     let text = std::str::from_utf8(header).map_err(|_| bad())?.trim();
     let key = if text.starts_with('"') {
@@ -173,8 +189,16 @@ impl Idempotency {
     /// The answer that this cause already has. The read belongs to the transaction, so that its commit
     /// conflicts if another request stores an answer meanwhile.
     pub async fn find(&self, effects: &mut Effects, cause: &Cause) -> Result<Option<Answer>> {
-        let Some(row) = effects.get(&cause.row).await? else { return Ok(None) };
-        let place = hex::encode(&cause.row.key);
+        Ok(self.find_versioned(effects, cause).await?.map(|(answer, _)| answer))
+    }
+
+    /// The same, with the number of the commit that stored it.
+    pub async fn find_versioned(&self, effects: &mut Effects, cause: &Cause) -> Result<Option<(Answer, u64)>> {
+        let keys: Vec<Key> =
+            std::iter::once(&cause.row).chain(cause.alias.as_ref().map(|(row, _)| row)).cloned().collect();
+        let rows = effects.get_many(&keys).await?;
+        let Some((key, row)) = keys.iter().zip(rows).find_map(|(key, row)| Some((key, row?))) else { return Ok(None) };
+        let place = hex::encode(&key.key);
         let plain = self.master.open(effects.scope().id(), &place, &row.value.to_bytes())?;
         let (fingerprint, answer) = decode(&plain)?;
         if fingerprint != cause.fingerprint {
@@ -184,7 +208,20 @@ impl Idempotency {
                 "this Idempotency-Key came with another request before; use a new key for a new request",
             ));
         }
-        Ok(Some(answer))
+        Ok(Some((answer, row.version)))
+    }
+
+    /// The row that holds the answer of this cause, for a tenant that is being made: key, value and expiry.
+    pub fn sealed(
+        &self,
+        tenant: &TenantId,
+        cause: &Cause,
+        answer: &Answer,
+        now_ms: i64,
+    ) -> Result<(Key, Vec<u8>, i64)> {
+        let plain = encode(cause.fingerprint, answer)?;
+        let sealed = self.master.seal(tenant, &hex::encode(&cause.row.key), &plain);
+        Ok((cause.row.clone(), sealed, now_ms + cause.keep_ms))
     }
 
     /// Stage the answer of this cause.
@@ -197,9 +234,12 @@ impl Idempotency {
             ));
         }
         let plain = encode(cause.fingerprint, answer)?;
-        let sealed = self.master.seal(effects.scope().id(), &hex::encode(&cause.row.key), &plain);
-        let expires_at_ms = effects.now_ms() + cause.keep_ms;
-        effects.put(cause.row.clone(), sealed, Some(expires_at_ms))
+        let own = std::iter::once((&cause.row, cause.keep_ms));
+        for (row, keep_ms) in own.chain(cause.alias.as_ref().map(|(row, keep_ms)| (row, *keep_ms))) {
+            let sealed = self.master.seal(effects.scope().id(), &hex::encode(&row.key), &plain);
+            effects.put(row.clone(), sealed, Some(effects.now_ms() + keep_ms))?;
+        }
+        Ok(())
     }
 }
 

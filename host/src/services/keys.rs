@@ -137,7 +137,8 @@ impl Keys {
 
     /// Make `key` the operator's first key, replacing the one that was set this way before.
     pub async fn set_first(&self, key: &str) -> Result<()> {
-        let fits = (32..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        let fits =
+            (32..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         if !fits {
             return Err(Error::invalid("the admin key must be 32 to 128 of A-Z, a-z, 0-9, _ and -"));
         }
@@ -167,14 +168,22 @@ impl Keys {
 
     /// Make a key. With an idempotency `seed` the same call makes the same key, so that a repeated request
     /// neither makes a second one nor loses the first.
-    pub async fn create(&self, scope: Option<&TenantScope>, name: &str, scopes: &[String], seed: Option<&[u8]>) -> Result<Minted> {
+    pub async fn create(
+        &self,
+        scope: Option<&TenantScope>,
+        name: &str,
+        scopes: &[String],
+        seed: Option<&[u8]>,
+    ) -> Result<Minted> {
         if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
             return Err(Error::invalid("a key's name is 1 to 100 characters without control characters"));
         }
         let rights = parse_scopes(scopes)?;
         let tenant = scope.map(TenantScope::id);
         if tenant.is_none() != rights.contains(&Right::PlatformAdmin) {
-            return Err(Error::invalid("the scope platform:admin is for the operator's keys, every other for a tenant's"));
+            return Err(Error::invalid(
+                "the scope platform:admin is for the operator's keys, every other for a tenant's",
+            ));
         }
         let random = match seed {
             Some(seed) => {
@@ -195,7 +204,11 @@ impl Keys {
         if let Some(scope) = scope
             && self.list(Some(scope), None, KEYS).await?.len() >= KEYS
         {
-            return Err(Error::new(Kind::Exhausted, "too_many_keys", format!("a tenant has at most {KEYS} keys; delete one")));
+            return Err(Error::new(
+                Kind::Exhausted,
+                "too_many_keys",
+                format!("a tenant has at most {KEYS} keys; delete one"),
+            ));
         }
         sqlx::query(
             "insert into api_keys (id, tenant_id, name, digest, scopes, created_at_ms) values ($1, $2, $3, $4, $5, $6) on conflict (id) do nothing",
@@ -263,6 +276,11 @@ impl Keys {
         Ok(Some(Principal { key: id.to_owned(), tenant: stored.tenant, rights: stored.rights }))
     }
 
+    /// Forget what was read, after a tenant was deleted with its keys.
+    pub fn forget_all(&self) {
+        self.known.invalidate_all();
+    }
+
     async fn find(&self, id: &str) -> Result<Option<Stored>> {
         if let Some(known) = self.known.get(id) {
             return Ok(known);
@@ -292,7 +310,8 @@ fn parse_scopes(scopes: &[String]) -> Result<Vec<Right>> {
     }
     let mut rights = Vec::new();
     for scope in scopes {
-        let right = Right::parse(scope).ok_or_else(|| Error::invalid(format!("an unknown scope; the scopes are {}", known())))?;
+        let right = Right::parse(scope)
+            .ok_or_else(|| Error::invalid(format!("an unknown scope; the scopes are {}", known())))?;
         if !rights.contains(&right) {
             rights.push(right);
         }
@@ -316,7 +335,11 @@ fn parse(credential: &str) -> Parsed<'_> {
     let split = rest.is_ascii() && rest.len() == 12 + 1 + 32 + 6 && rest.as_bytes()[12] == b'_';
     if !split || checksum(&credential[..7 + 45]) != credential[7 + 45..] {
         // The operator may have chosen a first key that begins like one of ours.
-        return if rest.len() != 51 && (32..=128).contains(&credential.len()) { Parsed::Other } else { Parsed::Mistyped };
+        return if rest.len() != 51 && (32..=128).contains(&credential.len()) {
+            Parsed::Other
+        } else {
+            Parsed::Mistyped
+        };
     }
     Parsed::Key { id: &rest[..12], secret: &rest[13..45] }
 }

@@ -92,7 +92,13 @@ pub async fn delete(effects: &mut Effects, collection: &str, key: &str, if_versi
 
 /// At most `limit` entries whose keys start with `prefix`, from `cursor` on. A page ends early where its
 /// values reach [`PAGE_BYTES`].
-pub async fn list(effects: &mut Effects, collection: &str, prefix: &str, cursor: Option<&str>, limit: u32) -> Result<Page> {
+pub async fn list(
+    effects: &mut Effects,
+    collection: &str,
+    prefix: &str,
+    cursor: Option<&str>,
+    limit: u32,
+) -> Result<Page> {
     if limit == 0 || limit > PAGE {
         return Err(Error::invalid(format!("a page has 1 to {PAGE} entries")));
     }

@@ -7,6 +7,7 @@
 
 pub mod components;
 pub mod manifest;
+mod routes;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::effects::{Effects, Key, Row, Shard, Space};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
 use crate::services::plugins::manifest::{Grants, Manifest};
+pub use crate::services::plugins::routes::{Matched, Routes};
 
 const PLUGINS: Space = Space::named("plugins");
 const VERSIONS: Space = Space::named("plugins/versions");
@@ -82,7 +84,16 @@ pub struct Released {
     /// The row.
     pub version: Version,
     /// The manifest.
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
+    /// Its HTTP routes, ready to be looked up.
+    pub routes: Routes,
+}
+
+impl Released {
+    fn new(version: Version) -> Result<Self> {
+        let manifest = read_manifest(&version)?;
+        Ok(Self { routes: Routes::new(&manifest), manifest: Arc::new(manifest), version })
+    }
 }
 
 /// What became of an upload.
@@ -155,7 +166,12 @@ pub async fn list(effects: &mut Effects, after: Option<&[u8]>, limit: usize) -> 
 }
 
 /// A plugin's versions in the order of their text, and whether there are more.
-pub async fn versions(effects: &mut Effects, plugin: &str, after: Option<&str>, limit: usize) -> Result<(Vec<Version>, bool)> {
+pub async fn versions(
+    effects: &mut Effects,
+    plugin: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<(Vec<Version>, bool)> {
     get(effects, plugin).await?;
     let mut range = VERSIONS.prefix(format!("{plugin}\0").into_bytes());
     if let Some(after) = after {
@@ -183,7 +199,11 @@ pub async fn store(effects: &mut Effects, manifest: &Manifest, mut new: Version)
         None => {
             let (_, more) = effects.list(&PLUGINS.prefix(Bytes::new()), plan.plugins.max(1) as usize - 1).await?;
             if more {
-                return Err(Error::new(Kind::Exhausted, "too_many_plugins", "the plan's plugins are used up; delete one"));
+                return Err(Error::new(
+                    Kind::Exhausted,
+                    "too_many_plugins",
+                    "the plan's plugins are used up; delete one",
+                ));
             }
             Plugin { name: new.plugin.clone(), created_at_ms: effects.now_ms(), ..Plugin::default() }
         }
@@ -236,16 +256,24 @@ pub async fn release(effects: &mut Effects, plugin: &str, version: &str, percent
         return Err(Error::new(
             Kind::Conflict,
             "grants_not_approved",
-            format!("this version waits for its grants ({}) to be approved; POST …/versions/{version}/approve", new.held.join(", ")),
+            format!(
+                "this version waits for its grants ({}) to be approved; POST …/versions/{version}/approve",
+                new.held.join(", ")
+            ),
         ));
     }
-    let incumbent = of.release.iter().filter(|share| share.version != version).max_by_key(|share| share.percent).cloned();
+    let incumbent =
+        of.release.iter().filter(|share| share.version != version).max_by_key(|share| share.percent).cloned();
     let mut shares = vec![Share { version: version.into(), percent }];
     match incumbent {
         _ if percent == 100 => {}
         Some(other) => shares.push(Share { version: other.version, percent: 100 - percent }),
         None => {
-            return Err(Error::new(Kind::Conflict, "no_other_version", "no other version is released; release this one to 100 percent"));
+            return Err(Error::new(
+                Kind::Conflict,
+                "no_other_version",
+                "no other version is released; release this one to 100 percent",
+            ));
         }
     }
     if shares != of.release {
@@ -271,7 +299,11 @@ pub async fn rollback(effects: &mut Effects, plugin: &str) -> Result<Plugin> {
     for share in &earlier {
         let version = self::version(effects, plugin, &share.version).await?;
         if !version.held.is_empty() {
-            return Err(Error::new(Kind::Conflict, "grants_not_approved", "the earlier version's grants are no longer approved"));
+            return Err(Error::new(
+                Kind::Conflict,
+                "grants_not_approved",
+                "the earlier version's grants are no longer approved",
+            ));
         }
     }
     of.release = earlier;
@@ -373,7 +405,7 @@ impl Plugins {
             return Ok(Some(known));
         }
         let version = parse::<Version>(&row)?;
-        let released = Arc::new(Released { manifest: read_manifest(&version)?, version });
+        let released = Arc::new(Released::new(version)?);
         self.versions.insert(place, released.clone());
         Ok(Some(released))
     }

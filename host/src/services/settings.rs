@@ -33,7 +33,11 @@ pub fn set(effects: &mut Effects, plugin: &str, name: &str, value: Option<&str>)
 
 fn key(plugin: &str, name: &str) -> Result<Key> {
     if name.is_empty() || name.len() > NAME_BYTES || name.contains('\0') {
-        return Err(Error::new(Kind::Invalid, "bad_request", format!("a setting's name has 1 to {NAME_BYTES} bytes and no NUL")));
+        return Err(Error::new(
+            Kind::Invalid,
+            "bad_request",
+            format!("a setting's name has 1 to {NAME_BYTES} bytes and no NUL"),
+        ));
     }
     Ok(SPACE.key(format!("{plugin}\0{name}").into_bytes()))
 }

@@ -209,7 +209,8 @@ impl TryFrom<String> for Route {
                 if !parameters.insert(name) {
                     return refuse(format!("the route {shown} names the parameter `{name}` twice"));
                 }
-            } else if !segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()+,;=:@%".contains(&byte)) {
+            } else if !segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()+,;=:@%".contains(&byte))
+            {
                 return refuse(format!(
                     "the segment {} of the route {shown} has characters that a path has not; percent-encode them, and \
                      let a parameter be a whole segment",
@@ -385,8 +386,8 @@ impl Manifest {
     /// A sentence for the author, with the line where there is one.
     pub fn from_toml(text: &str) -> Result<Self> {
         bounded(text.len())?;
-        let manifest: Self =
-            toml::from_str(text).map_err(|error| ManifestError(format!("plugin.toml: {}", error.to_string().trim_end())))?;
+        let manifest: Self = toml::from_str(text)
+            .map_err(|error| ManifestError(format!("plugin.toml: {}", error.to_string().trim_end())))?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -441,7 +442,9 @@ impl Manifest {
         }
         if let Some(http) = &self.http {
             if http.routes.is_empty() {
-                return refuse("[http] has no routes; name some, as in routes = [\"GET /orders/{id}\"], or remove [http]");
+                return refuse(
+                    "[http] has no routes; name some, as in routes = [\"GET /orders/{id}\"], or remove [http]",
+                );
             }
             list("[http] routes", &http.routes)?;
             let mut shapes = BTreeSet::new();
@@ -769,7 +772,9 @@ mod tests {
             (with("[http]\nroutes = [\"GET /\"]\nauth = \"basic\""), "unknown variant"),
             (with("[[webhook]]\nsource = \"s\"\nverify = \"md5\"\nsecret = \"S\""), "unknown variant"),
             (
-                with("[[webhook]]\nsource = \"s\"\nverify = \"hmac\"\nsecret = \"S\"\n[[webhook]]\nsource = \"s\"\nverify = \"hmac\"\nsecret = \"T\""),
+                with(
+                    "[[webhook]]\nsource = \"s\"\nverify = \"hmac\"\nsecret = \"S\"\n[[webhook]]\nsource = \"s\"\nverify = \"hmac\"\nsecret = \"T\"",
+                ),
                 "twice",
             ),
             (with("[[event]]\ntypes = [\"a.*.b\"]"), "not last"),
@@ -782,7 +787,10 @@ mod tests {
             (with("[grants]\nsecrets = [\"a b\"]"), "A-Z a-z"),
             (with("[limits]\nmemory_mb = 0"), "memory_mb"),
             (with("[limits]\nfuel = 99999999999999"), "fuel"),
-            (with(&format!("[grants]\nflags = {:?}", (0..257).map(|n| format!("f{n}")).collect::<Vec<_>>())), "at most 256"),
+            (
+                with(&format!("[grants]\nflags = {:?}", (0..257).map(|n| format!("f{n}")).collect::<Vec<_>>())),
+                "at most 256",
+            ),
             (" ".repeat(MANIFEST_BYTES + 1), "at most 65536"),
         ];
         for (text, reason) in cases {
@@ -823,7 +831,8 @@ mod tests {
     #[test]
     fn grants_beyond_the_approved_ones_are_named() {
         let approved = Grants { kv: vec!["a".into()], ..Grants::default() };
-        let wanted = Grants { kv: vec!["a".into(), "b".into()], kv_read: vec!["a".into(), "c".into()], ..Grants::default() };
+        let wanted =
+            Grants { kv: vec!["a".into(), "b".into()], kv_read: vec!["a".into(), "c".into()], ..Grants::default() };
         assert_eq!(wanted.beyond(&approved), ["kv: b", "kv_read: c"]);
         assert!(approved.beyond(&approved).is_empty());
     }

@@ -1,0 +1,30 @@
+# The commands of this repository. `make demo` and `make test` set up all they need.
+
+.PHONY: demo test lint fmt bench soak
+
+# The main job, end to end, on the embedded default.
+demo:
+	cargo run --quiet --bin chalet -- demo --once
+
+# All tests: units, plugins and documentation first, the integration tests last.
+test: prepare
+	cargo test --workspace --lib --bins
+	cargo test --workspace --doc
+	cargo test --workspace --test it
+
+# Formatting, lints and documentation, each warning an error; licences and sources where cargo-deny is installed.
+lint:
+	cargo fmt --all --check
+	cd tests/guests && cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; \
+	else echo "cargo-deny is not installed: licences and sources were not checked (cargo install cargo-deny)"; fi
+
+fmt:
+	cargo fmt --all
+	cd tests/guests && cargo fmt --all
+
+.PHONY: prepare
+prepare:
+	@tests/prepare.sh

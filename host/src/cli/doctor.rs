@@ -1,0 +1,210 @@
+//! `chalet doctor`: whether this machine can build plugins and run the server, with a remedy for what it cannot.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use sqlx::{ConnectOptions as _, Connection as _};
+
+use super::client::Client;
+use super::terminal::{Ink, bytes, ink, say};
+use super::toolchain::{self, Status};
+use super::{Failure, Result};
+use crate::config::Config;
+use crate::kernel::clock::{Clock, rfc3339};
+use crate::kernel::db::{Db, Location};
+
+/// Below this a disk is full for a database that is about to write its log.
+const DISK_BROKEN: u64 = 100 << 20;
+/// Below this somebody should look.
+const DISK_LOW: u64 = 2 << 30;
+/// When this was written: a clock that shows less is wrong.
+const EARLIEST_MS: i64 = 1_767_225_600_000;
+/// Signed webhooks are refused beyond 300 s; a tenth of it is worth a word.
+const SKEW_MS: i64 = 30_000;
+/// How long a database may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Check this machine: what the server and `chalet build` need, each with a remedy.
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// The settings file; `chalet.toml` in the working folder if there is one.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The data folder.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+/// What a check found.
+enum Finding {
+    Well(String),
+    /// It works, and could be better.
+    Warning(String, String),
+    /// It does not work: what is wrong, and the remedy.
+    Broken(String, String),
+}
+
+use Finding::{Broken, Warning, Well};
+
+impl Doctor {
+    pub(super) async fn run(self) -> Result<()> {
+        let mut config = Config::load(self.config.as_deref())?;
+        config.data = self.data.or(config.data);
+        let data = config.data();
+        let checks = [
+            ("toolchain", toolchain().await),
+            ("data folder", folder(&data)),
+            ("disk", disk(&data)),
+            ("database", database(&config, &data).await),
+            ("clock", clock()),
+            ("port", port(&config).await),
+        ];
+        let mut broken = 0;
+        for (name, finding) in checks {
+            let (mark, found, remedy) = match finding {
+                Well(found) => (ink(Ink::Green, "ok    "), found, None),
+                Warning(found, remedy) => (ink(Ink::Yellow, "warn  "), found, Some(remedy)),
+                Broken(found, remedy) => {
+                    broken += 1;
+                    (ink(Ink::Red, "broken"), found, Some(remedy))
+                }
+            };
+            say(format!("{mark}  {name:11}  {found}"));
+            for line in remedy.iter().flat_map(|remedy| remedy.lines()) {
+                say(format!("                     {line}"));
+            }
+        }
+        if broken == 0 { Ok(()) } else { Err(Failure::Said) }
+    }
+}
+
+async fn toolchain() -> Finding {
+    match tokio::task::spawn_blocking(toolchain::status).await {
+        Ok(Status::Ready(toolchain)) => Well(toolchain.to_string()),
+        Ok(Status::Preparable(how)) => Well(how),
+        Ok(Status::Missing(remedies)) => Broken("plugins cannot be compiled here".into(), remedies),
+        Err(error) => Broken(error.to_string(), "run it again".into()),
+    }
+}
+
+/// The folder, or the nearest one above it that exists.
+fn existing(data: &Path) -> PathBuf {
+    let absolute = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
+    absolute.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/")).to_owned()
+}
+
+fn folder(data: &Path) -> Finding {
+    let folder = existing(data);
+    match tempfile::tempfile_in(&folder) {
+        Ok(_) if data.is_dir() => Well(format!("{} can be written", data.display())),
+        Ok(_) => Well(format!("{} will be made at the first start", data.display())),
+        Err(error) => Broken(
+            format!("{}: {error}", folder.display()),
+            "let this user write there, or choose another folder with --data".into(),
+        ),
+    }
+}
+
+fn disk(data: &Path) -> Finding {
+    let folder = existing(data);
+    let free = match rustix::fs::statvfs(&folder) {
+        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
+        Err(error) => {
+            return Broken(format!("{}: {error}", folder.display()), "see whether the disk is mounted".into());
+        }
+    };
+    let found = format!("{} free", bytes(free));
+    match free {
+        ..DISK_BROKEN => Broken(found, "free some space: a database that cannot write refuses every change".into()),
+        ..DISK_LOW => Warning(found, "free some space before it runs out".into()),
+        _ => Well(found),
+    }
+}
+
+async fn database(config: &Config, data: &Path) -> Finding {
+    let url = config.database.url.as_deref();
+    let location = match Location::parse(url, data) {
+        Ok(location) => location,
+        Err(error) => return Broken(error.message().to_owned(), "correct CHALET_DATABASE_URL".into()),
+    };
+    match &location {
+        Location::Sqlite { path } if !path.exists() => Well("SQLite, made at the first start".into()),
+        Location::Sqlite { path } => match sqlite(path).await {
+            Ok(version) => Well(format!("SQLite {version}, {}", path.display())),
+            Err(error) => Broken(
+                format!("{}: {error}", path.display()),
+                "restore the file from a backup, or choose another folder with --data".into(),
+            ),
+        },
+        Location::Postgres { url } => {
+            // As a server does, so that a role with too many rights or an old schema is found too.
+            let opened = tokio::time::timeout(ANSWER, Db::open(&location)).await;
+            let skew = match opened {
+                Err(_) => {
+                    Err(("PostgreSQL does not answer".to_owned(), "see whether it runs and can be reached".to_owned()))
+                }
+                Ok(Err(error)) => Err((
+                    format!("PostgreSQL: {}", Failure::from(error)),
+                    "correct CHALET_DATABASE_URL, or run `chalet migrate` with the owner's CHALET_DATABASE_OWNER_URL"
+                        .to_owned(),
+                )),
+                Ok(Ok(_)) => Ok(postgres_skew(url).await.unwrap_or(0)),
+            };
+            match skew {
+                Err((found, remedy)) => Broken(found, remedy),
+                Ok(ms) if ms.abs() > SKEW_MS => Warning(
+                    format!("PostgreSQL answers; its clock is {} s away from this machine's", ms / 1_000),
+                    "synchronise both clocks (NTP): signed webhooks are refused beyond 300 s".into(),
+                ),
+                Ok(_) => Well("PostgreSQL answers, and the role is as it should be".into()),
+            }
+        }
+    }
+}
+
+async fn sqlite(path: &Path) -> Result<String, sqlx::Error> {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut connection = options.connect().await?;
+    // The schema is read, so that a file that is no database is found out.
+    let version = sqlx::query_scalar("select sqlite_version() from (select count(*) from sqlite_schema)")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(version)
+}
+
+async fn postgres_skew(url: &str) -> Result<i64, sqlx::Error> {
+    let mut connection = sqlx::postgres::PgConnection::connect(url).await?;
+    let theirs: i64 = sqlx::query_scalar("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(theirs - Clock::system().now_ms())
+}
+
+fn clock() -> Finding {
+    let now = Clock::system().now_ms();
+    let shown = rfc3339(now);
+    if now < EARLIEST_MS {
+        Broken(format!("{shown} is in the past"), "set the clock (NTP): signed webhooks and expiry need it".into())
+    } else {
+        Well(shown)
+    }
+}
+
+async fn port(config: &Config) -> Finding {
+    let address = config.listen();
+    let error = match TcpListener::bind(address) {
+        Ok(_) => return Well(format!("{address} is free")),
+        Err(error) => error,
+    };
+    let url = format!("http://{address}");
+    if let Ok(client) = Client::with(&url, None)
+        && client.send(client.request(reqwest::Method::GET, "/healthz").timeout(ANSWER)).await.is_ok()
+    {
+        return Well(format!("a server answers at {url}"));
+    }
+    Broken(format!("{address}: {error}"), "choose another address with --listen or CHALET_LISTEN".into())
+}

@@ -1,0 +1,44 @@
+//! Plans: what tenants can buy.
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+
+use crate::control::change::parse_json;
+use crate::control::page::List;
+use crate::gateway::Door;
+use crate::gateway::plugin::read_body;
+use crate::gateway::respond::Problem;
+use crate::kernel::error::{Error, Result};
+use crate::kernel::tenant::Plan;
+
+/// Bytes of a plan: a few dozen numbers.
+const BODY_BYTES: u64 = 16 << 10;
+
+/// All plans, by name.
+#[utoipa::path(get, path = "/v1/plans", tag = "plans", responses((status = 200, body = List<Plan>), (status = "default", body = Problem)))]
+pub(super) async fn list(State(door): State<Door>) -> Result<List<Plan>> {
+    Ok(List { data: door.directory.plans().await?, next: None })
+}
+
+/// One plan.
+#[utoipa::path(get, path = "/v1/plans/{plan}", tag = "plans", params(("plan" = String, Path)),
+    responses((status = 200, body = Plan), (status = "default", body = Problem)))]
+pub(super) async fn get(State(door): State<Door>, Path(name): Path<String>) -> Result<Json<Plan>> {
+    let plans = door.directory.plans().await?;
+    plans.into_iter().find(|plan| plan.name == name).map(Json).ok_or_else(|| Error::not_found("no such plan"))
+}
+
+/// Define or redefine a plan. Fields that are not given are those of the plan `free`.
+#[utoipa::path(put, path = "/v1/plans/{plan}", tag = "plans", params(("plan" = String, Path)), request_body = Plan,
+    responses((status = 200, body = Plan), (status = "default", body = Problem)))]
+pub(super) async fn put(State(door): State<Door>, Path(name): Path<String>, request: Request) -> Result<Json<Plan>> {
+    let body = read_body(request.into_body(), BODY_BYTES).await?;
+    let mut fields: serde_json::Map<String, serde_json::Value> = parse_json(&body)?;
+    if fields.get("name").is_some_and(|given| *given != name) {
+        return Err(Error::invalid("the plan's name in the body is not the one in the path"));
+    }
+    fields.insert("name".into(), name.into());
+    let plan: Plan = parse_json(serde_json::Value::from(fields).to_string().as_bytes())?;
+    door.directory.put_plan(&plan).await?;
+    Ok(Json(plan))
+}

@@ -1,0 +1,138 @@
+//! The public door: what every request passes, in this order, and who answers it.
+
+pub mod credential;
+mod health;
+mod hooks;
+pub mod metrics;
+pub(crate) mod plugin;
+pub mod respond;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use futures_util::FutureExt;
+
+use crate::effects::Shard;
+use crate::engine::guest::Services;
+use crate::gateway::credential::Credentials;
+use crate::gateway::metrics::Metrics;
+use crate::gateway::respond::REQUEST;
+use crate::invocation::Invoker;
+use crate::kernel::db::Db;
+use crate::kernel::error::Error;
+use crate::kernel::id;
+use crate::services::directory::Directory;
+use crate::services::keys::Keys;
+use crate::services::limits::Limits;
+use crate::services::plugins::Plugins;
+
+/// What the doors need.
+#[derive(Clone)]
+pub struct Door(Arc<Parts>);
+
+/// The parts behind the doors; named here once for the public door and the control API.
+pub struct Parts {
+    /// The database.
+    pub db: Db,
+    /// Tenants' rows.
+    pub shard: Shard,
+    /// Tenants and plans.
+    pub directory: Directory,
+    /// API keys.
+    pub keys: Keys,
+    /// Who calls.
+    pub credentials: Credentials,
+    /// Plugins.
+    pub plugins: Plugins,
+    /// Rate limits.
+    pub limits: Arc<Limits>,
+    /// Answers to idempotency keys.
+    pub idempotency: crate::services::idempotency::Idempotency,
+    /// The master key, for what is signed or derived.
+    pub master: crate::kernel::secret::Master,
+    /// What guests and the API share.
+    pub services: Arc<Services>,
+    /// Guests.
+    pub invoker: Invoker,
+    /// The engine, for uploads.
+    pub engine: crate::engine::Engine,
+    /// Counts for operators.
+    pub metrics: Metrics,
+}
+
+impl Door {
+    /// A door in front of these parts.
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl std::ops::Deref for Door {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// The routes of the data plane with `control` beside them, behind the layers of every request.
+pub fn pipeline(door: Door, control: Router) -> Router {
+    let data = Router::new()
+        .route("/t/{*rest}", any(plugin::handle))
+        .route("/hooks/{tenant}/{source}", post(hooks::handle))
+        .route("/healthz", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(metrics::render))
+        .with_state(door.clone());
+    data.merge(control)
+        .fallback(|| async { Error::not_found("no such route; the API is described at /docs") })
+        .method_not_allowed_fallback(|| async { Error::not_found("no such route; the API is described at /docs") })
+        // Innermost: a panic costs its request alone, and is still numbered and counted.
+        .layer(middleware::from_fn(catch_panic))
+        // Counted with the status that leaves the house.
+        .layer(middleware::from_fn_with_state(door, count))
+        // Outermost: everything after it, errors and log lines too, carries the request's id.
+        .layer(middleware::from_fn(name_request))
+}
+
+async fn name_request(request: Request, next: Next) -> Response {
+    let id = id::new();
+    let mut response = REQUEST.scope(id.clone(), next.run(request)).await;
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
+    }
+    response
+}
+
+async fn count(axum::extract::State(door): axum::extract::State<Door>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let plane = metrics::plane(request.uri().path());
+    let response = next.run(request).await;
+    door.metrics.answered(plane, response.status(), started.elapsed());
+    response
+}
+
+async fn catch_panic(request: Request, next: Next) -> Response {
+    match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(panic) => {
+            let said = text_of(&*panic);
+            Error::internal(format!("a request panicked: {said}")).into_response()
+        }
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("unknown")
+}

@@ -1,0 +1,116 @@
+//! `/metrics`: what an operator watches, as OpenMetrics text. No label names a tenant.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::gateway::Door;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Answered {
+    plane: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Plane {
+    plane: &'static str,
+}
+
+/// The metrics that are counted at the door; the others are read from their owners when asked for.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: Family<Answered, Counter>,
+    seconds: Family<Plane, Histogram, fn() -> Histogram>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Metrics that start at 0.
+    pub fn new() -> Self {
+        // 0.25 ms to 8 s.
+        Self {
+            requests: Family::default(),
+            seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_25, 2.0, 16))),
+        }
+    }
+
+    pub(super) fn answered(&self, plane: &'static str, status: StatusCode, took: Duration) {
+        self.requests.get_or_create(&Answered { plane, status: status.as_u16() }).inc();
+        self.seconds.get_or_create(&Plane { plane }).observe(took.as_secs_f64());
+    }
+}
+
+/// The part of the house that a path belongs to.
+pub(super) fn plane(path: &str) -> &'static str {
+    match path.split('/').nth(1).unwrap_or("") {
+        "t" => "plugin",
+        "hooks" => "webhook",
+        "v1" => "control",
+        "ofrep" => "ofrep",
+        _ => "other",
+    }
+}
+
+/// All metrics of this node.
+pub(super) async fn render(State(door): State<Door>) -> Response {
+    let mut registry = Registry::with_prefix("chalet");
+    let metrics = &door.metrics;
+    registry.register("requests", "Requests answered", metrics.requests.clone());
+    registry.register("request_seconds", "Time from a request to its answer", metrics.seconds.clone());
+    let mut counter = |name: &str, help: &str, value: u64| {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    };
+    let read = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
+    let counts = door.invoker.counts();
+    counter("invocations", "Invocations that ended", read(&counts.invocations));
+    counter("invocation_failures", "Invocations that failed", read(&counts.failures));
+    counter(
+        "invocation_reruns",
+        "Runs after an invocation's first, because data changed underneath",
+        read(&counts.reruns),
+    );
+    counter("invocation_replays", "Requests that got a stored answer", read(&counts.replays));
+    counter("invocations_shed", "Invocations turned away for lack of a place", read(&counts.shed));
+    let counts = door.shard.counts();
+    counter("commit_batches", "Database transactions of the committer", read(&counts.batches));
+    counter("commits", "Transactions committed", read(&counts.commits));
+    counter("commit_conflicts", "Transactions whose reads no longer held", read(&counts.conflicts));
+    counter("reads", "Statements that read rows", read(&counts.reads));
+    counter("reads_cached", "Reads that the cache answered", read(&counts.cached_reads));
+    let gauge = |value: i64| {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(value);
+        gauge
+    };
+    registry.register("commits_waiting", "Transactions that wait for a batch", gauge(door.shard.waiting() as i64));
+    let loss_ms = i64::try_from(crate::invocation::FLUSH.as_millis()).unwrap_or(0);
+    registry.register(
+        "usage_loss_bound_milliseconds",
+        "How much usage of effect-free invocations a crash can lose",
+        gauge(loss_ms),
+    );
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
+        Err(error) => crate::kernel::error::Error::internal(error).into_response(),
+    }
+}

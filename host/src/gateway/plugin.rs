@@ -1,0 +1,220 @@
+//! `/t/{tenant}/{plugin}/…`: a request that a plugin answers.
+
+use std::net::SocketAddr;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+
+use crate::gateway::Door;
+use crate::gateway::respond::problem;
+use crate::invocation::{Done, Work};
+use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::tenant::TenantScope;
+use crate::services::idempotency::{self, Cause};
+use crate::services::keys::{Principal, Right};
+use crate::services::limits::{self, Admission};
+use crate::services::plugins::Released;
+use crate::services::plugins::manifest::Auth;
+use crate::triggers::{Call, http};
+
+/// Headers that concern one connection and not the message (RFC 9110, 7.6.1), or that the host answers for.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+fn no_route() -> Error {
+    Error::not_found("no such tenant, plugin or route")
+}
+
+/// Answer a request of the data plane.
+pub(super) async fn handle(
+    State(door): State<Door>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
+    match answer(&door, peer, request).await {
+        Ok(response) | Err(response) => response,
+    }
+}
+
+async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Response, Response> {
+    let (parts, body) = request.into_parts();
+    let refuse = |error: Error| error.into_response();
+    let mut segments = parts.uri.path().splitn(5, '/').skip(2);
+    let (Some(tenant), Some(plugin)) = (segments.next(), segments.next()) else { return Err(refuse(no_route())) };
+    let path = format!("/{}", segments.next().unwrap_or(""));
+
+    let found = find(door, tenant, plugin).await.map_err(refuse)?;
+    let public = found.as_ref().is_some_and(|(_, released)| {
+        released.manifest.http.as_ref().is_some_and(|http| matches!(http.auth, Auth::None))
+    });
+    let caller = if public {
+        Caller::Anyone
+    } else {
+        Caller::Key(door.credentials.authenticate(&parts.headers, peer).await.map_err(refuse)?)
+    };
+    let (scope, released) = found.ok_or_else(|| refuse(no_route()))?;
+    caller.check(&scope).map_err(refuse)?;
+    let matched = released.routes.find(parts.method.as_str(), &path).ok_or_else(|| refuse(no_route()))?;
+
+    let key = match &caller {
+        Caller::Key(principal) => Some(principal.key.as_str()),
+        Caller::Anyone => None,
+    };
+    let admission = door.limits.admit(&door.shard, &scope, plugin, key).await.map_err(refuse)?;
+    if let Some(error) = admission.error() {
+        return Err(with_limits(refuse(error), &admission));
+    }
+    let body = read_body(body, scope.plan().request_body_bytes).await.map_err(refuse)?;
+    let cause = cause(&caller, &parts.headers, parts.method.as_str(), &parts.uri, plugin, &matched.route, &body)
+        .map_err(refuse)?;
+    let call = Call::Http(http::Request {
+        method: parts.method.as_str().to_owned(),
+        path,
+        query: parts.uri.query().map(str::to_owned),
+        headers: guest_headers(&parts.headers, !public),
+        body,
+        route: matched.route,
+        params: matched.params,
+    });
+    let done = door.invoker.run(Work { scope, released, call, cause }).await;
+    let response = match done {
+        Ok(done) => render(done),
+        Err(failed) => problem(&failed.error, Some(failed.invocation)),
+    };
+    Ok(with_limits(response, &admission))
+}
+
+async fn find(door: &Door, tenant: &str, plugin: &str) -> Result<Option<(TenantScope, std::sync::Arc<Released>)>> {
+    let Some(scope) = door.directory.by_name(tenant).await? else { return Ok(None) };
+    let dice = rand::random_range(0..100);
+    Ok(door.plugins.released(&scope, plugin, dice).await?.map(|released| (scope, released)))
+}
+
+/// Who calls a plugin.
+enum Caller {
+    /// The plugin's routes are public.
+    Anyone,
+    /// A key's holder.
+    Key(Principal),
+}
+
+impl Caller {
+    fn check(&self, scope: &TenantScope) -> Result<()> {
+        let Self::Key(principal) = self else { return Ok(()) };
+        if principal.tenant.as_ref().is_some_and(|tenant| tenant != scope.id()) {
+            return Err(no_route());
+        }
+        if !principal.may(Right::Invoke) {
+            return Err(Error::new(Kind::Denied, "forbidden", "the key lacks the scope `invoke`"));
+        }
+        Ok(())
+    }
+
+    /// Whose idempotency keys these are. Strangers are told apart by what they present to the plugin, so that
+    /// nobody is given another's answer.
+    fn name(&self, headers: &HeaderMap) -> String {
+        match self {
+            Self::Key(principal) => format!("key {}", principal.key),
+            Self::Anyone => {
+                let mut hash = Sha256::new();
+                for name in [header::AUTHORIZATION, header::COOKIE] {
+                    for value in headers.get_all(&name) {
+                        hash.update((value.len() as u64).to_be_bytes());
+                        hash.update(value.as_bytes());
+                    }
+                    hash.update([0xff; 8]);
+                }
+                format!("anyone {}", hex::encode(hash.finalize()))
+            }
+        }
+    }
+}
+
+fn cause(
+    caller: &Caller,
+    headers: &HeaderMap,
+    method: &str,
+    uri: &axum::http::Uri,
+    plugin: &str,
+    route: &str,
+    body: &Bytes,
+) -> Result<Option<Cause>> {
+    if matches!(method, "GET" | "HEAD" | "OPTIONS") {
+        return Ok(None);
+    }
+    let Some(header) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = idempotency::parse_key(header.as_bytes())?;
+    let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    let fingerprint = idempotency::fingerprint(&[method.as_bytes(), target.as_bytes(), content_type, body]);
+    let route = format!("plugin {plugin} {route}");
+    Ok(Some(Cause::new(&caller.name(headers), &route, &key, fingerprint, idempotency::API_MS)))
+}
+
+/// A body of at most `limit` bytes; what is longer is refused without being read to its end.
+pub(crate) async fn read_body(body: Body, limit: u64) -> Result<Bytes> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    axum::body::to_bytes(body, limit).await.map_err(|error| {
+        let too_large =
+            std::error::Error::source(&error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+        if too_large {
+            Error::new(Kind::Invalid, "too_large", format!("the body has more than {limit} bytes"))
+        } else {
+            Error::invalid("the body could not be read to its end")
+        }
+    })
+}
+
+/// What a guest sees of the request's headers: neither the connection's nor the host's credential.
+fn guest_headers(headers: &HeaderMap, credential: bool) -> Vec<(String, Bytes)> {
+    headers
+        .iter()
+        .filter(|(name, _)| !HOP_BY_HOP.contains(&name.as_str()))
+        .filter(|(name, _)| !credential || !matches!(name.as_str(), "authorization" | "x-api-key"))
+        .map(|(name, value)| (name.as_str().to_owned(), Bytes::copy_from_slice(value.as_bytes())))
+        .collect()
+}
+
+/// The answer of a plugin, or the same given again.
+pub(super) fn render(done: Done) -> Response {
+    let status = StatusCode::from_u16(done.answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut response = Response::new(Body::from(done.answer.body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    for (name, value) in done.answer.headers {
+        // Validated when the guest answered; a stored answer of an older host may still hold others.
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_maybe_shared(value))
+            && !HOP_BY_HOP.contains(&name.as_str())
+        {
+            headers.append(name, value);
+        }
+    }
+    if let Ok(value) = HeaderValue::from_str(&done.invocation) {
+        headers.insert("chalet-invocation", value);
+    }
+    if done.replayed {
+        headers.insert("idempotent-replayed", HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// Say what is left of the limits that the request was measured by.
+fn with_limits(mut response: Response, admission: &Admission) -> Response {
+    if let Some((policy, state)) = limits::headers(admission) {
+        response.headers_mut().insert("ratelimit-policy", policy);
+        response.headers_mut().insert("ratelimit", state);
+    }
+    response
+}

@@ -1,0 +1,150 @@
+//! Usage and records of invocations that committed nothing: kept in memory, written in batches.
+//!
+//! Every invocation is counted exactly while the process lives; a crash loses at most what came since the
+//! last flush, [`FLUSH`] ago. Records are sampled: the counts are exact all the same.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::effects::{Compute, Shard, Space, Verdict};
+use crate::kernel::error::Result;
+use crate::kernel::id;
+use crate::kernel::tenant::{TenantId, TenantScope};
+use crate::services::invocations::{self, Line, Record};
+
+/// How often the tally is written: the most usage of effect-free invocations that a crash loses.
+pub const FLUSH: Duration = Duration::from_millis(100);
+/// Records of effect-free successes kept per plugin and second.
+const SUCCESSES: u32 = 10;
+/// Records of failures kept per plugin and second.
+const FAILURES: u32 = 100;
+/// Records that a node keeps in memory.
+const RECENT: usize = 10_000;
+/// Records in one set, with their logs far below what a set may carry.
+const RECORDS_A_SET: usize = 32;
+
+/// How long a flush can be told from one that never was: far longer than a commit's outcome stays open.
+const MARKER_MS: i64 = 3_600_000;
+const FLUSHES: Space = Space::named("usage/flushes");
+
+/// What is not yet in the database.
+#[derive(Clone)]
+pub struct Tally(Arc<Inner>);
+
+struct Inner {
+    shard: Shard,
+    state: Mutex<State>,
+    flushing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    sums: HashMap<(TenantId, String, i64), (TenantScope, Compute)>,
+    records: HashMap<TenantId, (TenantScope, Vec<(Record, Vec<Line>)>)>,
+    sampled: HashMap<(TenantId, String, bool), (i64, u32)>,
+    recent: VecDeque<(TenantId, Record)>,
+}
+
+impl Tally {
+    pub(super) fn new(shard: Shard) -> Self {
+        Self(Arc::new(Inner { shard, state: Mutex::default(), flushing: tokio::sync::Mutex::default() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Count an invocation whose record is not in a commit.
+    pub(super) fn add(&self, scope: &TenantScope, (record, compute): (Record, Compute), log: &[Line]) {
+        let mut state = self.state();
+        let tenant = scope.id();
+        state
+            .sums
+            .entry((tenant.clone(), compute.plugin.clone(), compute.hour_ms))
+            .and_modify(|(_, sum)| sum.merge(&compute))
+            .or_insert_with(|| (scope.clone(), compute));
+        let failed = record.outcome != "ok";
+        let second = record.started_at_ms / 1_000;
+        let kept = state.sampled.entry((tenant.clone(), record.plugin.clone(), failed)).or_insert((second, 0));
+        if kept.0 != second {
+            *kept = (second, 0);
+        }
+        kept.1 += 1;
+        if kept.1 <= if failed { FAILURES } else { SUCCESSES } {
+            let records = state.records.entry(tenant.clone()).or_insert_with(|| (scope.clone(), Vec::new()));
+            records.1.push((record.clone(), log.to_vec()));
+        }
+        Self::keep(&mut state, tenant, record);
+    }
+
+    /// Keep the record of an invocation that was counted in its commit.
+    pub(super) fn remember(&self, scope: &TenantScope, (record, _): (Record, Compute)) {
+        Self::keep(&mut self.state(), scope.id(), record);
+    }
+
+    fn keep(state: &mut State, tenant: &TenantId, record: Record) {
+        if state.recent.len() >= RECENT {
+            state.recent.pop_front();
+        }
+        state.recent.push_back((tenant.clone(), record));
+    }
+
+    /// A tenant's records that this node still has in memory, the latest first.
+    pub fn recent(&self, scope: &TenantScope, limit: usize) -> Vec<Record> {
+        let state = self.state();
+        let own = state.recent.iter().rev().filter(|(tenant, _)| tenant == scope.id());
+        own.take(limit).map(|(_, record)| record.clone()).collect()
+    }
+
+    /// Write all that waits. What cannot be written now waits for the next flush.
+    pub async fn flush(&self) {
+        let _one_at_a_time = self.0.flushing.lock().await;
+        let (sums, records) = {
+            let mut state = self.state();
+            // Samples of past seconds only take memory.
+            if state.sampled.len() > RECENT {
+                state.sampled.clear();
+            }
+            (std::mem::take(&mut state.sums), std::mem::take(&mut state.records))
+        };
+        // All at once, so that they share the committer's batches.
+        let records = records.into_values().flat_map(|(scope, waiting)| {
+            let sets: Vec<_> = waiting.chunks(RECORDS_A_SET).map(<[_]>::to_vec).collect();
+            sets.into_iter().map(move |some| (scope.clone(), some))
+        });
+        join_all(records.map(|(scope, some)| async move {
+            if let Err(error) = self.write(&scope, None, &some).await {
+                tracing::warn!(tenant = ?scope.id(), %error, records = some.len(), "records of invocations were lost");
+            }
+        }))
+        .await;
+        join_all(sums.into_iter().map(|(place, (scope, sum))| async move {
+            let Err(error) = self.write(&scope, Some(sum.clone()), &[]).await else { return };
+            // A tenant that is gone is billed no more; anything else is tried again.
+            if error.code() == "not_found" {
+                return;
+            }
+            tracing::warn!(tenant = ?place.0, %error, "usage could not be written; it waits for the next flush");
+            let mut state = self.state();
+            state.sums.entry(place).and_modify(|(_, later)| later.merge(&sum)).or_insert((scope, sum));
+        }))
+        .await;
+    }
+
+    async fn write(&self, scope: &TenantScope, sum: Option<Compute>, records: &[(Record, Vec<Line>)]) -> Result<()> {
+        let mut effects = self.0.shard.begin(scope);
+        for (record, log) in records {
+            invocations::record(&mut effects, record, log)?;
+        }
+        // The row tells after a lost connection whether the sum was counted.
+        let marker = FLUSHES.key(id::new().into_bytes());
+        effects.put(marker.clone(), Vec::new(), Some(effects.now_ms() + MARKER_MS))?;
+        match self.0.shard.commit(effects.into_set(Some(marker), sum)).await? {
+            Verdict::Refused(error) => Err(error),
+            Verdict::Committed { .. } | Verdict::Conflict { .. } => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The composition root: from settings to a running node, in the order in which things start, and back in
+//! the order in which they stop. The only file that names concrete backends.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::capabilities;
+use crate::config::Config;
+use crate::control;
+use crate::effects::{Breaks, Shard};
+use crate::engine::guest::Services;
+use crate::engine::{self, Engine};
+use crate::gateway::credential::Credentials;
+use crate::gateway::metrics::Metrics;
+use crate::gateway::{self, Door, Parts};
+use crate::invocation::{FLUSH, Invoker};
+use crate::kernel::clock::Clock;
+use crate::kernel::db::{Db, Location};
+use crate::kernel::error::{Error, Result};
+use crate::kernel::secret::Master;
+use crate::kernel::task::{Task, Tasks};
+use crate::services::directory::Directory;
+use crate::services::egress::Egress;
+use crate::services::flags::Flags;
+use crate::services::idempotency::Idempotency;
+use crate::services::keys::Keys;
+use crate::services::limits::Limits;
+use crate::services::plugins::Plugins;
+use crate::services::secrets::Secrets;
+use crate::services::sweep;
+
+/// How long requests may take to end after the node was told to stop.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// A node that is up.
+pub struct Platform {
+    door: Door,
+    router: Router,
+    tasks: Tasks,
+    first_key: Option<String>,
+}
+
+impl Platform {
+    /// Start everything but the listener.
+    pub async fn start(config: &Config, clock: Clock) -> Result<Self> {
+        let data = config.data();
+        std::fs::create_dir_all(&data)
+            .map_err(|error| Error::invalid(format!("the data folder {} cannot be made: {error}", data.display())))?;
+        let db = Db::open(&Location::parse(config.database.url.as_deref(), &data)?).await?;
+        let master = master_key(config, &data)?;
+        let breaks = if cfg!(debug_assertions) {
+            std::env::var("CHALET_BREAK").map(|text| Breaks::parse(&text)).unwrap_or_default()
+        } else {
+            Breaks::default()
+        };
+        let shard = Shard::new(db.store(), clock.clone(), breaks);
+        let directory = Directory::new(db.clone());
+        let keys = Keys::new(db.clone(), clock.clone(), master.clone());
+        let first_key = first_key(config, &keys).await?;
+
+        let defaults = match &config.flags.defaults {
+            None => None,
+            Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
+                Error::invalid(format!("the default flags {} cannot be read: {error}", path.display()))
+            })?),
+        };
+        let limits = Arc::new(Limits::local(clock.clone()));
+        let services = Arc::new(Services {
+            flags: Arc::new(Flags::new(defaults.as_deref())?),
+            limits: limits.clone(),
+            secrets: Arc::new(Secrets::new(master.clone())),
+            egress: Arc::new(Egress::new(&config.egress)?),
+            master: master.clone(),
+        });
+        let engine = Engine::start(&engine::Config::new(data.join("code"))?, capabilities::ALL, &master)?;
+        let idempotency = Idempotency::new(master.clone());
+        let invoker = Invoker::new(engine.clone(), db.clone(), shard.clone(), services.clone(), idempotency.clone());
+
+        let door = Door::new(Parts {
+            credentials: Credentials::new(keys.clone()),
+            plugins: Plugins::new(shard.clone()),
+            metrics: Metrics::new(),
+            db,
+            shard,
+            directory,
+            keys,
+            limits,
+            idempotency,
+            master,
+            services,
+            invoker,
+            engine,
+        });
+        let router = gateway::pipeline(door.clone(), control::router(&door));
+        let tasks = Tasks::start(tasks(&door));
+        Ok(Self { door, router, tasks, first_key })
+    }
+
+    /// The operator's key, if this start made it: to be shown once.
+    pub fn first_key(&self) -> Option<&str> {
+        self.first_key.as_deref()
+    }
+
+    /// The parts, for tests that look behind the doors.
+    pub fn door(&self) -> &Door {
+        &self.door
+    }
+
+    /// Answer requests until `stop`, then let those that run end, write what waits, and return.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<()> {
+        let service = self.router.into_make_service_with_connect_info::<SocketAddr>();
+        let stopped = stop.clone();
+        let server = axum::serve(listener, service).with_graceful_shutdown(async move { stopped.cancelled().await });
+        let drained = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            ended = server.into_future() => ended.map_err(Error::internal)?,
+            () = drained => tracing::warn!("some requests did not end in time; they are dropped"),
+        }
+        self.tasks.stop().await;
+        self.door.invoker.tally().flush().await;
+        self.door.shard.close().await;
+        Ok(())
+    }
+}
+
+/// The background work of a node.
+fn tasks(door: &Door) -> Vec<Task> {
+    let (tally, sweeper) = (door.invoker.tally().clone(), door.clone());
+    vec![
+        Task::new("write usage and records", FLUSH, move || {
+            let tally = tally.clone();
+            async move {
+                tally.flush().await;
+                Ok(())
+            }
+        }),
+        Task::new("sweep expired rows", Duration::from_secs(60), move || {
+            let door = sweeper.clone();
+            async move { sweep::run(&door.db, &door.shard, &door.directory).await }
+        }),
+    ]
+}
+
+/// The master key: given, or read from the data folder, or made there at the first start.
+fn master_key(config: &Config, data: &Path) -> Result<Master> {
+    if let Some(text) = &config.secrets.master_key {
+        return Master::parse(text);
+    }
+    let path = data.join("master.key");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Master::parse(&text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let master = Master::generate();
+            let mut file = std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(|error| Error::invalid(format!("{} cannot be written: {error}", path.display())))?;
+            file.write_all(master.to_hex().as_bytes()).and_then(|()| file.sync_all()).map_err(Error::internal)?;
+            Ok(master)
+        }
+        Err(error) => Err(Error::invalid(format!("{} cannot be read: {error}", path.display()))),
+    }
+}
+
+/// Set the operator's first key as configured; or make one, if there is none yet.
+async fn first_key(config: &Config, keys: &Keys) -> Result<Option<String>> {
+    if let Some(key) = &config.admin.key {
+        keys.set_first(key).await?;
+        return Ok(None);
+    }
+    if keys.any_admin().await? {
+        return Ok(None);
+    }
+    let minted = keys.create(None, "first", &["platform:admin".to_owned()], None).await?;
+    Ok(Some(minted.key))
+}

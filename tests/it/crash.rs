@@ -1,0 +1,167 @@
+//! `kill -9` at random moments under load: what was acknowledged is there once, what was not is there once,
+//! whole, or not at all; and repeating every open request with its key leaves exactly one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::kit::postgres::Cluster;
+use crate::kit::server::{Server, Setup, expect};
+
+/// Rounds on SQLite and PostgreSQL, and how many of the latter kill the database too.
+const SQLITE_ROUNDS: usize = 200;
+const POSTGRES_ROUNDS: usize = 50;
+const DATABASE_KILLS: usize = 20;
+/// Clients that send one request after another.
+const CLIENTS: usize = 16;
+
+/// What the client knows of its requests, outside of the server: by key, whether it was acknowledged.
+type Ledger = Arc<Mutex<HashMap<String, bool>>>;
+
+/// One request: two rows, a counter and a custom meter, all of which must agree.
+fn ops(key: &str) -> Value {
+    json!({ "ops": [
+        { "op": "put", "key": format!("a-{key}"), "value": key },
+        { "op": "put", "key": format!("b-{key}"), "value": key },
+        { "op": "increment", "key": "counter", "delta": 1 },
+    ] })
+}
+
+async fn send(http: &reqwest::Client, url: &str, token: &str, key: &str) -> Option<StatusCode> {
+    let request = http.post(format!("{url}/t/acme/guest-kv/run")).bearer_auth(token).header("idempotency-key", key);
+    Some(request.json(&ops(key)).send().await.ok()?.status())
+}
+
+/// Load from all clients until the server is killed; how many requests were open at that moment.
+async fn round(
+    server: &mut Server,
+    token: &str,
+    ledger: &Ledger,
+    round: usize,
+    kill_database: Option<&Cluster>,
+) -> usize {
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let (http, url, token, ledger) =
+                (server.http.clone(), server.url.clone(), token.to_owned(), ledger.clone());
+            tokio::spawn(async move {
+                for n in 0.. {
+                    let key = format!("{round}-{client}-{n}");
+                    ledger.lock().expect("no panic").insert(key.clone(), false);
+                    match send(&http, &url, &token, &key).await {
+                        Some(StatusCode::OK) => {
+                            ledger.lock().expect("no panic").insert(key, true);
+                        }
+                        Some(_) => {}
+                        None => return,
+                    }
+                }
+            })
+        })
+        .collect();
+    let moment = Duration::from_millis(rand::random_range(10..200));
+    tokio::time::sleep(moment).await;
+    if let Some(cluster) = kill_database {
+        cluster.kill();
+    }
+    server.kill();
+    for client in clients {
+        client.await.expect("no client failed");
+    }
+    if let Some(cluster) = kill_database {
+        cluster.boot();
+    }
+    let open = ledger.lock().expect("no panic").values().filter(|acknowledged| !**acknowledged).count();
+    server.crash_and_restart();
+    open
+}
+
+/// Whether each request's effects are there as the ledger says.
+async fn check(server: &Server, token: &str, ledger: &Ledger, all: bool) -> usize {
+    let entries = keys(server, token).await;
+    let ledger = ledger.lock().expect("no panic").clone();
+    let mut done = 0;
+    for (key, acknowledged) in &ledger {
+        let (a, b) = (entries.contains(&format!("a-{key}")), entries.contains(&format!("b-{key}")));
+        assert_eq!(a, b, "the effects of {key} are there in part");
+        assert!(a || !(*acknowledged || all), "the acknowledged effects of {key} are lost");
+        done += usize::from(a);
+    }
+    assert_eq!(entries.iter().filter(|entry| entry.starts_with("a-")).count(), done, "effects of no request");
+    let counter = server.anonymous(Method::GET, "/v1/tenants/acme/kv/c/counter").bearer_auth(token).send().await;
+    let counter = counter.expect("an answer").text().await.expect("text");
+    assert_eq!(counter.parse().unwrap_or(0), done, "the counter and the rows disagree");
+    done
+}
+
+async fn keys(server: &Server, token: &str) -> std::collections::HashSet<String> {
+    let mut keys = std::collections::HashSet::new();
+    let mut cursor = String::new();
+    loop {
+        let path = format!("/v1/tenants/acme/kv/c?limit=1000{cursor}");
+        let page = expect(server.anonymous(Method::GET, &path).bearer_auth(token), StatusCode::OK).await;
+        let data = page["data"].as_array().cloned().unwrap_or_default();
+        keys.extend(data.iter().filter_map(|entry| entry["key"].as_str().map(str::to_owned)));
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return keys,
+        }
+    }
+}
+
+async fn rounds(setup: Setup, wanted: usize, cluster: Option<&Cluster>) {
+    let mut server = Server::start_with(setup.with("RUST_LOG", "off"));
+    let plan = json!({ "requests_per_second": 1_000_000, "request_burst": 1_000_000, "concurrency": 256 });
+    expect(server.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-kv").await;
+    let token = acme.key.clone();
+    let (mut counted, mut tried, mut requests, mut open) = (0, 0, 0, 0);
+    while counted < wanted {
+        let ledger = Ledger::default();
+        let database = cluster.filter(|_| counted < DATABASE_KILLS);
+        let in_flight = round(&mut server, &token, &ledger, tried, database).await;
+        tried += 1;
+        assert!(tried < wanted * 3, "most rounds had no request in flight");
+        counted += usize::from(in_flight > 0);
+        open += in_flight;
+        requests += ledger.lock().expect("no panic").len();
+        // Every fourth round reads everything; the last one repeats what was open before it does.
+        let unanswered: Vec<String> = {
+            let ledger = ledger.lock().expect("no panic");
+            ledger.iter().filter(|(_, acknowledged)| !**acknowledged).map(|(key, _)| key.clone()).collect()
+        };
+        check(&server, &token, &ledger, false).await;
+        for key in &unanswered {
+            let status = send(&server.http, &server.url, &token, key).await;
+            assert_eq!(status, Some(StatusCode::OK), "repeating {key}");
+        }
+        check(&server, &token, &ledger, true).await;
+        clear(&server, &token).await;
+    }
+    println!("{counted} kills with {requests} requests, {open} of them open: nothing lost, nothing doubled");
+}
+
+/// Remove what the round wrote, so that the next one checks a small collection.
+async fn clear(server: &Server, token: &str) {
+    for some in keys(server, token).await.into_iter().collect::<Vec<_>>().chunks(500) {
+        let ops: Vec<Value> = some.iter().map(|key| json!({ "op": "delete", "key": key })).collect();
+        let request = server.anonymous(Method::POST, "/t/acme/guest-kv/run").bearer_auth(token);
+        expect(request.json(&json!({ "ops": ops })), StatusCode::OK).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_kills_on_sqlite_lose_and_double_nothing() {
+    rounds(Setup::sqlite(), SQLITE_ROUNDS, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_kills_on_postgresql_lose_and_double_nothing() {
+    let cluster = Cluster::start();
+    let database = cluster.database().await;
+    rounds(Setup::on(&database), POSTGRES_ROUNDS, Some(&cluster)).await;
+}

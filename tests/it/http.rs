@@ -1,0 +1,92 @@
+//! Outgoing HTTP: to granted hosts, never inwards, and once over re-runs.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::kit::server::{Server, Setup, expect};
+
+/// A server that answers 200 to everything and keeps the requests it got.
+async fn upstream() -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let kept = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let kept = kept.clone();
+            tokio::spawn(async move {
+                let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
+                while !request.windows(4).any(|window| window == b"\r\n\r\n") {
+                    match stream.read(&mut buffer).await {
+                        Ok(n) if n > 0 => request.extend_from_slice(&buffer[..n]),
+                        _ => return,
+                    }
+                }
+                kept.lock().expect("no panic").push(String::from_utf8_lossy(&request).to_lowercase());
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").await;
+            });
+        }
+    });
+    (port, seen)
+}
+
+#[tokio::test]
+async fn what_is_not_granted_or_points_inwards_is_refused() {
+    let (port, seen) = upstream().await;
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-http").await;
+    for (url, kinds) in [
+        (format!("http://127.0.0.1:{port}/"), "denied|invalid"),
+        (format!("http://localhost:{port}/"), "denied|invalid"),
+        (format!("https://127.0.0.1:{port}/"), "denied"),
+        ("https://169.254.169.254/latest/meta-data".into(), "denied"),
+        ("https://metadata.google.internal/".into(), "denied|unavailable"),
+        ("https://api.example.com.evil.test/".into(), "denied"),
+        ("https://evil.test/#@api.example.com".into(), "denied"),
+        ("gopher://127.0.0.1/".into(), "denied|invalid"),
+        (format!("https://user:pass@127.0.0.1:{port}/"), "denied|invalid"),
+    ] {
+        let calls = json!({ "calls": [{ "method": "GET", "url": url }] });
+        let answer = expect(acme.call(Method::POST, "guest-http", "/send").json(&calls), StatusCode::OK).await;
+        let kind = answer["answers"][0]["error"]["kind"].as_str().unwrap_or("answered").to_owned();
+        assert!(kinds.split('|').any(|one| one == kind), "{url}: {answer}");
+    }
+    assert_eq!(seen.lock().expect("no panic").len(), 0, "nothing reached the canary");
+}
+
+#[tokio::test]
+async fn a_request_is_sent_once_over_re_runs_and_names_its_cause() {
+    let (port, seen) = upstream().await;
+    let local = format!("127.0.0.1:{port}");
+    let server = Server::start_with(Setup::sqlite().with("CHALET_EGRESS_LOCAL", &local));
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-http").await;
+    let calls = (0..16).map(|n| {
+        let body = json!({ "calls": [{ "method": "POST", "url": format!("http://{local}/pay/{n}"), "body": "1" }], "touch": "hot" });
+        acme.call(Method::POST, "guest-http", "/send").header("idempotency-key", format!("pay-{n}")).json(&body).send()
+    });
+    for answer in futures_util::future::join_all(calls).await {
+        let answer = answer.expect("an answer");
+        let status = answer.status();
+        assert_eq!(status, StatusCode::OK, "{}", answer.text().await.unwrap_or_default());
+    }
+    assert!(
+        server.metric("chalet_invocation_reruns_total").await > 0.0,
+        "the invocations never met: the test proves nothing"
+    );
+    let requests = seen.lock().expect("no panic").clone();
+    assert_eq!(requests.len(), 16, "each request was sent once");
+    let keys: std::collections::HashSet<_> = requests
+        .iter()
+        .map(|request| {
+            request.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).expect("a key").to_owned()
+        })
+        .collect();
+    assert_eq!(keys.len(), 16, "each cause has a key of its own");
+}

@@ -1,0 +1,150 @@
+//! Guests that misbehave: each gets its own clear error and a failed record, nothing of it is committed, and
+//! the neighbour stays well.
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::kit::server::{Server, Tenant, expect};
+
+/// What a path of the guest does, and what must come of it: status and code.
+const CASES: &[(&str, u16, &str)] = &[
+    ("loop", 504, "deadline_exceeded|fuel_exhausted"),
+    ("loop-in-alloc", 504, "deadline_exceeded|fuel_exhausted"),
+    ("loop-in-host-calls", 502, "hostcall_budget"),
+    ("bulk-memory", 504, "deadline_exceeded|fuel_exhausted"),
+    ("alloc", 502, "memory_exhausted|plugin_failed"),
+    ("alloc-at-once", 502, "memory_exhausted|plugin_failed"),
+    ("recursion", 502, "stack_exhausted|plugin_failed"),
+    ("panic", 502, "plugin_failed"),
+    ("unreachable", 502, "plugin_failed"),
+    ("divide", 502, "plugin_failed"),
+    ("huge-body", 502, "invalid_response|plugin_failed"),
+    ("huge-header", 502, "invalid_response"),
+    ("many-headers", 502, "invalid_response"),
+    ("bad-header", 502, "invalid_response"),
+    ("bad-status", 502, "invalid_response"),
+    ("large-status", 502, "invalid_response"),
+    ("host-calls", 502, "hostcall_budget|plugin_failed"),
+    ("raw-pointer", 502, "plugin_failed"),
+    ("raw-length", 502, "plugin_failed"),
+    ("raw-wrap", 502, "plugin_failed"),
+    ("raw-utf8", 502, "plugin_failed"),
+    ("raw-enum", 502, "plugin_failed"),
+];
+
+async fn well(neighbour: &Tenant<'_>) {
+    let answer = neighbour.call(Method::GET, "guest-hello", "/").send().await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK, "the neighbour is not well");
+}
+
+#[tokio::test]
+async fn each_misbehaviour_is_an_error_of_its_own_and_commits_nothing() {
+    let server = Server::start();
+    let hostile = server.tenant("hostile").await;
+    hostile.deploy("guest-misbehave").await;
+    let neighbour = server.tenant("neighbour").await;
+    neighbour.deploy("guest-hello").await;
+    let pid = server.pid();
+    for (what, status, codes) in CASES {
+        let answer = hostile.call(Method::GET, "guest-misbehave", &format!("/{what}")).send().await.expect("an answer");
+        let invocation = answer.headers()["chalet-invocation"].to_str().expect("an id").to_owned();
+        assert_eq!(answer.status().as_u16(), *status, "{what}");
+        let problem: serde_json::Value = answer.json().await.expect("a problem");
+        let code = problem["code"].as_str().unwrap_or_default();
+        assert!(codes.split('|').any(|one| one == code), "{what} answered {problem}");
+        assert_eq!(hostile.kv("misbehave", "trace").await, None, "{what} left something behind");
+        let record = expect(hostile.api(Method::GET, &format!("/invocations/{invocation}")), StatusCode::OK).await;
+        assert_eq!((record["outcome"].as_str(), record["code"].as_str()), (Some("failed"), Some(code)), "{what}");
+        well(&neighbour).await;
+    }
+    assert_eq!(server.pid(), pid);
+    assert_eq!(expect(server.anonymous(Method::GET, "/healthz"), StatusCode::OK).await, serde_json::Value::Null);
+}
+
+#[tokio::test]
+async fn a_guests_memory_is_new_at_every_call() {
+    let server = Server::start();
+    let tenant = server.tenant("acme").await;
+    tenant.deploy("guest-misbehave").await;
+    for _ in 0..50 {
+        let answer = tenant.call(Method::GET, "guest-misbehave", "/global").send().await.expect("an answer");
+        assert_eq!(answer.text().await.expect("text"), "0");
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_much_is_cut_or_refused_without_harm() {
+    let server = Server::start();
+    let tenant = server.tenant("acme").await;
+    tenant.deploy("guest-misbehave").await;
+    let flood = tenant.call(Method::GET, "guest-misbehave", "/log-flood").send().await.expect("an answer");
+    assert_eq!(flood.status(), StatusCode::OK);
+    let id = flood.headers()["chalet-invocation"].to_str().expect("an id").to_owned();
+    let record = expect(tenant.api(Method::GET, &format!("/invocations/{id}")), StatusCode::OK).await;
+    let lines = record["log"].as_array().expect("a log");
+    let bytes: usize = lines.iter().filter_map(|line| Some(line["message"].as_str()?.len())).sum();
+    assert!(bytes <= (64 << 10) + 200 && bytes > 32 << 10, "{bytes} bytes of log");
+    for what in ["writes", "huge-value", "strings"] {
+        let answer = tenant.call(Method::GET, "guest-misbehave", &format!("/{what}")).send().await.expect("an answer");
+        assert!(answer.status() != StatusCode::INTERNAL_SERVER_ERROR, "{what} answered {}", answer.status());
+    }
+}
+
+#[tokio::test]
+async fn others_are_answered_while_a_tenant_spins_on_every_core() {
+    let server = Server::start();
+    let hostile = server.tenant("hostile").await;
+    hostile.deploy("guest-misbehave").await;
+    let neighbour = server.tenant("neighbour").await;
+    neighbour.deploy("guest-hello").await;
+    well(&neighbour).await;
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let spinning: Vec<_> =
+        (0..2 * cores).map(|_| tokio::spawn(hostile.call(Method::GET, "guest-misbehave", "/loop").send())).collect();
+    let mut answered = 0;
+    while spinning.iter().any(|one| !one.is_finished()) {
+        well(&neighbour).await;
+        let ready = server.anonymous(Method::GET, "/healthz").send().await.expect("an answer");
+        assert_eq!(ready.status(), StatusCode::OK);
+        answered += 1;
+    }
+    assert!(answered > 20, "only {answered} calls were answered while {} guests were spinning", 2 * cores);
+    for one in spinning {
+        assert_eq!(one.await.expect("no panic").expect("an answer").status(), StatusCode::GATEWAY_TIMEOUT);
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_spins_in_its_start_function_is_stopped() {
+    let server = Server::start();
+    let tenant = server.tenant("acme").await;
+    let wat = std::fs::read_to_string(crate::kit::guests::root().join("tests/guests/wat/loop-in-start.wat"))
+        .expect("the source");
+    let manifest = "name = \"start\"\nversion = \"1.0.0\"\n[http]\nroutes = [\"GET /\"]";
+    let manifest = chalet::services::plugins::manifest::Manifest::from_toml(manifest).expect("a manifest");
+    let component = chalet::cli::build::embed(wat::parse_str(wat).expect("it assembles"), &manifest).expect("embedded");
+    tenant.deploy_bytes("start", component).await;
+    let problem = expect(tenant.call(Method::GET, "start", "/"), StatusCode::GATEWAY_TIMEOUT).await;
+    assert!(matches!(problem["code"].as_str(), Some("deadline_exceeded" | "fuel_exhausted")), "{problem}");
+}
+
+#[tokio::test]
+async fn an_upload_that_is_no_component_is_refused_with_a_reason() {
+    let server = Server::start();
+    let tenant = server.tenant("acme").await;
+    for (bytes, what) in [
+        (Vec::new(), "nothing"),
+        (b"\0asm\x01\0\0\0".to_vec(), "a core module"),
+        (b"(component)".to_vec(), "text"),
+        (b"\x7fELF\x02\x01\x01\0".to_vec(), "an ELF file"),
+        (vec![0xff; 4096], "noise"),
+    ] {
+        let answer = tenant.upload("x", bytes).await;
+        assert_eq!(answer.status(), StatusCode::UNPROCESSABLE_ENTITY, "{what}");
+        let problem: serde_json::Value = answer.json().await.expect("a problem");
+        assert_eq!(problem["code"], "component_invalid", "{what}: {problem}");
+    }
+    let large = tenant.upload("x", vec![0; (8 << 20) + 1]).await;
+    assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(expect(tenant.api(Method::GET, "/plugins"), StatusCode::OK).await["data"], json!([]));
+}

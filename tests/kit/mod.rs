@@ -1,0 +1,6 @@
+//! The kit that the tests share: servers, databases, tenants and guests, set up in a line.
+
+pub mod guests;
+pub mod postgres;
+pub mod server;
+pub mod store;

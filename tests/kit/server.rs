@@ -1,0 +1,270 @@
+//! Servers as their users have them: the `chalet` binary in a process of its own, reached over HTTP.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::kit::guests::component;
+use crate::kit::postgres;
+
+/// The operator's key of every test server.
+pub const ADMIN: &str = "test-admin-key-0123456789-abcdefghijklmnop";
+
+/// The binary, which cargo has built for these tests.
+pub fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_chalet"))
+}
+
+/// Where a server keeps its data.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Variables of its environment, beside the ones that every test server has.
+    pub variables: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// SQLite in the data folder.
+    pub fn sqlite() -> Self {
+        Self::default()
+    }
+
+    /// A migrated PostgreSQL database of its own.
+    pub async fn postgres() -> Self {
+        Self::on(&postgres::database().await)
+    }
+
+    /// This database, as the application's role. Nodes on one database share its master key.
+    pub fn on(database: &postgres::Database) -> Self {
+        Self::default().with("CHALET_DATABASE_URL", &database.url).with("CHALET_MASTER_KEY", &"5e".repeat(32))
+    }
+
+    /// Both engines, each empty.
+    pub async fn engines() -> [Self; 2] {
+        [Self::sqlite(), Self::postgres().await]
+    }
+
+    /// One more variable.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+}
+
+/// A running server; it is killed when this is dropped.
+pub struct Server {
+    /// `http://127.0.0.1:PORT`.
+    pub url: String,
+    /// A client that keeps connections.
+    pub http: reqwest::Client,
+    /// The data folder.
+    pub data: std::sync::Arc<TempDir>,
+    setup: Setup,
+    process: Mutex<Child>,
+}
+
+impl Server {
+    /// A server on SQLite with an empty data folder.
+    pub fn start() -> Self {
+        Self::start_with(Setup::sqlite())
+    }
+
+    /// A server with an empty data folder.
+    pub fn start_with(setup: Setup) -> Self {
+        let data = TempDir::new().expect("a temporary folder");
+        Self::start_on(setup, std::sync::Arc::new(data))
+    }
+
+    /// A server on a data folder that may have been used before.
+    pub fn start_on(setup: Setup, data: std::sync::Arc<TempDir>) -> Self {
+        // The client asks for it also where it never speaks TLS; a second installation changes nothing.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder().pool_max_idle_per_host(128).build().expect("a client");
+        let (process, url) = spawn(&setup, data.path());
+        Self { url, http, data, setup, process: Mutex::new(process) }
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.lock().expect("no test panicked with the lock").id()
+    }
+
+    /// Kill it with SIGKILL and start it again on the same data.
+    pub fn crash_and_restart(&mut self) {
+        self.kill();
+        let (process, url) = spawn(&self.setup, self.data.path());
+        self.process = Mutex::new(process);
+        self.url = url;
+    }
+
+    /// Kill it with SIGKILL.
+    pub fn kill(&self) {
+        let mut process = self.process.lock().expect("no test panicked with the lock");
+        let _ = process.kill();
+        let _ = process.wait();
+    }
+
+    /// Ask it to stop, and its exit status.
+    pub fn stop(&self) -> std::process::ExitStatus {
+        let mut process = self.process.lock().expect("no test panicked with the lock");
+        let pid = rustix::process::Pid::from_child(&process);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the server lives");
+        process.wait().expect("the server ends")
+    }
+
+    /// A request with the operator's key.
+    pub fn admin(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url)).bearer_auth(ADMIN)
+    }
+
+    /// A request without a credential.
+    pub fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
+    /// A tenant with a key that may do everything in it.
+    pub async fn tenant(&self, name: &str) -> Tenant<'_> {
+        let made =
+            self.admin(Method::POST, "/v1/tenants").json(&json!({ "id": name })).send().await.expect("an answer");
+        assert_eq!(made.status(), StatusCode::CREATED, "{}", made.text().await.unwrap_or_default());
+        let mut tenant = Tenant { server: self, name: name.into(), key: String::new() };
+        tenant.key = tenant.mint(&["tenant:admin"]).await;
+        tenant
+    }
+
+    /// Wait until `check` is true, at most ten seconds.
+    pub async fn eventually(&self, what: &str, check: impl AsyncFn() -> bool) {
+        let started = Instant::now();
+        while !check().await {
+            assert!(started.elapsed() < Duration::from_secs(10), "{what} did not come true");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// A metric of `/metrics`, summed over its labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.anonymous(Method::GET, "/metrics").send().await.expect("an answer").text().await.expect("text");
+        let own = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        own.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
+    let mut command = Command::new(binary());
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+        .arg(data)
+        .env("CHALET_ADMIN_KEY", ADMIN)
+        .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()))
+        .envs(setup.variables.iter().map(|(name, value)| (name, value)))
+        .current_dir(data)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut process = command.spawn().expect("the server starts");
+    let mut line = String::new();
+    let stdout = process.stdout.take().expect("stdout is piped");
+    BufReader::new(stdout).read_line(&mut line).expect("a line");
+    let url = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("the server did not start: {line}"));
+    (process, url.to_owned())
+}
+
+/// A tenant on a server, with a key of it.
+#[derive(Clone)]
+pub struct Tenant<'s> {
+    /// The server.
+    pub server: &'s Server,
+    /// The tenant's name.
+    pub name: String,
+    /// A key with `tenant:admin`.
+    pub key: String,
+}
+
+impl Tenant<'_> {
+    /// A new key with these scopes.
+    pub async fn mint(&self, scopes: &[&str]) -> String {
+        let path = format!("/v1/tenants/{}/keys", self.name);
+        let made =
+            self.server.admin(Method::POST, &path).json(&json!({ "name": "test", "scopes": scopes })).send().await;
+        let made = made.expect("an answer");
+        assert_eq!(made.status(), StatusCode::CREATED);
+        let made: Value = made.json().await.expect("JSON");
+        made["key"].as_str().expect("the key is shown once").to_owned()
+    }
+
+    /// A request to `/v1/tenants/{tenant}{path}` with the tenant's key.
+    pub fn api(&self, method: Method, path: &str) -> RequestBuilder {
+        let url = format!("{}/v1/tenants/{}{path}", self.server.url, self.name);
+        self.server.http.request(method, url).bearer_auth(&self.key)
+    }
+
+    /// A request to `/t/{tenant}/{plugin}{path}` with the tenant's key.
+    pub fn call(&self, method: Method, plugin: &str, path: &str) -> RequestBuilder {
+        let url = format!("{}/t/{}/{plugin}{path}", self.server.url, self.name);
+        self.server.http.request(method, url).bearer_auth(&self.key)
+    }
+
+    /// A request to `/hooks/{tenant}/{source}`.
+    pub fn hook(&self, source: &str) -> RequestBuilder {
+        self.server.anonymous(Method::POST, &format!("/hooks/{}/{source}", self.name))
+    }
+
+    /// Upload, approve and release a shipped plugin or test guest.
+    pub async fn deploy(&self, name: &str) {
+        self.deploy_bytes(name, component(name)).await;
+    }
+
+    /// The same with these bytes; the version.
+    pub async fn deploy_bytes(&self, name: &str, bytes: Vec<u8>) -> String {
+        let uploaded = self.upload(name, bytes).await;
+        assert!(uploaded.status().is_success(), "{}", uploaded.text().await.unwrap_or_default());
+        let version: Value = uploaded.json().await.expect("JSON");
+        let version = version["version"].as_str().expect("a version").to_owned();
+        let path = format!("/plugins/{name}/versions/{version}/approve");
+        expect(self.api(Method::POST, &path), StatusCode::OK).await;
+        let release = self.api(Method::POST, &format!("/plugins/{name}/release")).json(&json!({ "version": version }));
+        expect(release, StatusCode::OK).await;
+        version
+    }
+
+    /// Upload a component.
+    pub async fn upload(&self, name: &str, bytes: Vec<u8>) -> Response {
+        let request = self.api(Method::PUT, &format!("/plugins/{name}")).header("content-type", "application/wasm");
+        request.body(bytes).send().await.expect("an answer")
+    }
+
+    /// Store a secret.
+    pub async fn secret(&self, name: &str, value: &str) {
+        expect(self.api(Method::PUT, &format!("/secrets/{name}")).body(value.to_owned()), StatusCode::NO_CONTENT).await;
+    }
+
+    /// An entry's bytes; none if it is absent.
+    pub async fn kv(&self, collection: &str, key: &str) -> Option<Vec<u8>> {
+        let answer = self.api(Method::GET, &format!("/kv/{collection}/{key}")).send().await.expect("an answer");
+        match answer.status() {
+            StatusCode::OK => Some(answer.bytes().await.expect("bytes").to_vec()),
+            StatusCode::NOT_FOUND => None,
+            other => panic!("reading {collection}/{key} answered {other}"),
+        }
+    }
+}
+
+/// Send a request that must be answered with this status; the body as JSON, null if it is none.
+pub async fn expect(request: RequestBuilder, status: StatusCode) -> Value {
+    let answer = request.send().await.expect("an answer");
+    let got = answer.status();
+    let body = answer.text().await.expect("text");
+    assert_eq!(got, status, "{body}");
+    serde_json::from_str(&body).unwrap_or(Value::Null)
+}

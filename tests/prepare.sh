@@ -1,0 +1,22 @@
+#!/bin/sh
+# What the tests need beside cargo: a C compiler for the bundled SQLite, and PostgreSQL's server programs.
+# As root, or with CI=true, missing packages are installed; otherwise they are named.
+set -eu
+
+missing=
+command -v cc >/dev/null || missing="$missing gcc"
+set -- /usr/lib/postgresql/*/bin/initdb
+[ -x "$1" ] || command -v initdb >/dev/null || missing="$missing postgresql"
+command -v strace >/dev/null || missing="$missing strace"
+[ -z "$missing" ] && exit 0
+
+if [ "$(id -u)" = 0 ] || [ "${CI:-}" = true ]; then
+    echo "installing$missing"
+    apt-get update -qq
+    # The tests start clusters of their own; the package shall not start one.
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+else
+    echo "the tests need these packages: apt-get install$missing" >&2
+    exit 1
+fi

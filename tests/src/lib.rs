@@ -1,1 +1,0 @@
-//! The kit that the tests share: servers, databases, tenants and guests, set up in a line.
