@@ -6,6 +6,9 @@
 pub mod http;
 pub mod webhook;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use crate::engine::bindings::chalet::platform::types;
@@ -13,6 +16,9 @@ use crate::engine::guest::Guest;
 use crate::engine::{Engine, Program};
 pub use crate::engine::{Failure, Spent};
 use crate::kernel::error::Result;
+
+/// Bytes of a guest's reason that are kept; a caller reads a sentence, not more.
+const REASON_BYTES: usize = 1 << 10;
 
 /// A call of one of a plugin's triggers.
 #[derive(Clone, Debug)]
@@ -71,7 +77,9 @@ pub async fn run(engine: &Engine, program: Arc<Program>, guest: Guest, call: Cal
 fn answered<T>(outcome: Result<Result<T, types::Failure>, Failure>) -> Result<T, Failure> {
     outcome?.map_err(|failure| match failure {
         types::Failure::Retry(after_ms) => Failure::Retry { after_ms },
-        types::Failure::Reject(reason) => Failure::Reject(reason),
+        types::Failure::Reject(reason) => {
+            Failure::Reject(reason[..reason.floor_char_boundary(REASON_BYTES)].to_owned())
+        }
     })
 }
 

@@ -311,12 +311,12 @@ fn confine() -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The test binary itself as a worker. The test harness writes to standard output, so the worker's
     /// answer goes through another descriptor.
-    pub(in super::super) fn worker() -> Vec<OsString> {
+    pub(crate) fn worker() -> Vec<OsString> {
         let binary = std::env::current_exe().expect("this binary").into_os_string();
         let script = "exec 3>&1 >/dev/null; exec \"$0\" --exact engine::compile::tests::be_a_worker --ignored --nocapture --test-threads=1";
         vec!["/bin/sh".into(), "-c".into(), script.into(), binary]

@@ -593,3 +593,151 @@ fn accesses_memory(operator: &Operator<'_>) -> bool {
             | O::V128Store64Lane { .. }
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+    use std::time::Instant;
+
+    use super::*;
+
+    const LOG: &str = "chalet:platform/log@0.1.0";
+
+    fn look(text: &str) -> Result<Inspection> {
+        inspect(&wat::parse_str(text).unwrap(), Class::Usual, &[LOG])
+    }
+
+    fn rule(text: &str) -> String {
+        let error = look(text).unwrap_err();
+        assert_eq!(error.code(), "component_too_complex", "{error:?}");
+        error.message().split(' ').nth(5).unwrap().trim_end_matches(':').to_owned()
+    }
+
+    fn module(fields: &str) -> String {
+        format!("(component (core module {fields}))")
+    }
+
+    fn repeated(text: &str, times: usize) -> String {
+        text.repeat(times)
+    }
+
+    #[test]
+    fn each_bomb_breaks_a_rule_of_its_own_at_once() {
+        let nested = |locals: &str, depth: usize| {
+            let (open, close) = (repeated("i32.const 1 if ", depth), repeated("end ", depth));
+            module(&format!("(func {locals} {open} {close})"))
+        };
+        let locals = |count: usize| format!("(local {})", repeated("i64 ", count));
+        let table = format!("(func {})", repeated(&format!("block i32.const 0 br_table {} end ", repeated("0 ", 200)), 50));
+        let loads = format!("(memory 1) (func {})", repeated("i32.const 0 i64.load8_u drop ", 8_001));
+        let long = format!("(func {})", repeated("nop ", (128 << 10) + 1));
+        let data = format!("(memory 1) {}", repeated("(data (i32.const 0) \"\")", 10_001));
+        let cases = [
+            (nested("", 20_000), "depth"),
+            (nested(&locals(2_000), 1), "locals"),
+            (nested(&locals(400), 1_000), "locals_times_depth"),
+            (module(&table), "branch_targets"),
+            (module(&loads), "memory_accesses"),
+            (module(&long), "function_bytes"),
+            (module(&repeated("(func)", 20_001)), "functions"),
+            (module("(memory 1025)"), "memory_bytes"),
+            (module("(table 20001 funcref)"), "table_elements"),
+            (module(&data), "data_segments"),
+            (format!("(component {})", repeated("(type (list u8))", 10_001)), "types"),
+            (format!("{}(component){}", repeated("(component ", 9), repeated(")", 9)), "component_depth"),
+        ];
+        for (text, expected) in cases {
+            let wasm = wat::parse_str(&text).unwrap();
+            let begun = Instant::now();
+            let error = inspect(&wasm, Class::Usual, &[LOG]).unwrap_err();
+            // The bound of the contract is 200 ms of an optimized host.
+            assert!(begun.elapsed().as_millis() < 2_000, "{expected}: {:?}", begun.elapsed());
+            assert_eq!(error.code(), "component_too_complex");
+            assert!(error.message().contains(&format!("the rule {expected}:")), "{expected}: {}", error.message());
+        }
+    }
+
+    #[test]
+    fn instances_are_counted_with_their_multiplicity() {
+        let mut text = "(component $c0 (core module $m) (core instance (instantiate $m)))".to_owned();
+        for level in 1..=7 {
+            text = format!("(component $c{level} {text} (instance (instantiate $c{0})) (instance (instantiate $c{0})))", level - 1);
+        }
+        assert_eq!(rule(&text), "instances");
+
+        // The same, side by side instead of nested, through aliases of the outside.
+        let mut text = String::from("(component (component $c0 (core module $m) (core instance (instantiate $m)))");
+        for level in 1..=30 {
+            let outer = format!("(alias outer 1 $c{0} (component $x)) (instance (instantiate $x)) (instance (instantiate $x))", level - 1);
+            let _ = write!(text, "(component $c{level} {outer})");
+        }
+        text.push(')');
+        assert_eq!(rule(&text), "instances");
+
+        // What nobody can count is too many.
+        let unknown = "(component (import \"a\" (component $c)) (instance (instantiate $c)))";
+        assert_eq!(rule(unknown), "instances");
+        let copied = "(component (component $c0 (core module $m) (core instance (instantiate $m)))
+            (component $c (export \"c\" (component $c0))) (instance $i (instantiate $c))
+            (alias export $i \"c\" (component $again)) (instance (instantiate $again)))";
+        assert_eq!(rule(copied), "instances");
+    }
+
+    #[test]
+    fn what_is_no_component_is_told_what_it_is() {
+        let told = |bytes: &[u8], word: &str| {
+            let error = inspect(bytes, Class::Usual, &[]).unwrap_err();
+            assert_eq!(error.code(), "component_invalid");
+            assert!(error.message().contains(word), "{}", error.message());
+        };
+        told(b"", "empty");
+        told(&wat::parse_str("(module)").unwrap(), "core module");
+        told(b"  (component)", "text");
+        told(b"\x7fELF\x02\x01\x01", "no WebAssembly component");
+        told(b"PK\x03\x04", "no WebAssembly component");
+        let code = super::super::config::compiler().unwrap().precompile_component(&wat::parse_str("(component)").unwrap()).unwrap();
+        told(&code, "machine code");
+        let whole = wat::parse_str("(component (core module (func (export \"a-name\"))))").unwrap();
+        for length in 8..whole.len() {
+            let error = inspect(&whole[..length], Class::Usual, &[]).unwrap_err();
+            assert_eq!(error.code(), "component_invalid", "{length}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_the_gate_panic() {
+        let whole = wat::parse_str(module("(memory 1) (func (local i32) block i32.const 0 br_table 0 0 end) (data \"abc\")")).unwrap();
+        for at in 8..whole.len() {
+            for bit in 0..8 {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << bit;
+                let _ = inspect(&bytes, Class::Usual, &[]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_import_is_named_and_a_plugin_has_to_handle_something() {
+        let denied = look("(component (import \"wasi:sockets/tcp@0.2.0\" (instance)))").unwrap_err();
+        assert_eq!(denied.code(), "capability_denied");
+        assert!(denied.message().contains("wasi:sockets/tcp@0.2.0"));
+        let later = look("(component (import \"chalet:platform/log@0.2.0\" (instance)))").unwrap_err();
+        assert!(later.code() == "capability_denied" && later.message().contains("@0.1.0"));
+        let nothing = look(&format!("(component (import \"{LOG}\" (instance)))")).unwrap_err();
+        assert!(nothing.code() == "component_invalid" && nothing.message().contains("trigger"));
+    }
+
+    #[test]
+    fn an_sdk_out_of_range_is_refused_with_the_range() {
+        let with = |version: &str| format!("(component (core module (@custom \"chalet:sdk\" \"{version}\")) {HOOK})");
+        const HOOK: &str = "(component $c) (instance $i (instantiate $c)) (export \"chalet:platform/webhook-trigger@0.1.0\" (instance $i))";
+        let found = look(&with("0.1.7")).unwrap();
+        assert_eq!((found.sdk, found.triggers), (Some(Version::new(0, 1, 7)), vec!["webhook"]));
+        assert!(look(&with("0.1.0-rc.1")).is_ok());
+        for version in ["0.2.0", "0.0.9", "1.0.0", "", "x", "0.1"] {
+            let error = look(&with(version)).unwrap_err();
+            assert_eq!(error.code(), "sdk_out_of_range", "{version}");
+            assert!(error.message().contains(SDK_RANGE));
+        }
+    }
+}

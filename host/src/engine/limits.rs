@@ -25,21 +25,13 @@ pub(super) struct Limiter {
     bytes: usize,
     elements: usize,
     allowed_bytes: usize,
-    last: Growth,
     denied: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Growth {
-    None,
-    Bytes(usize),
-    Elements(usize),
 }
 
 impl Limiter {
     pub(super) fn new(allowed_bytes: u64) -> Self {
         let allowed_bytes = usize::try_from(allowed_bytes).unwrap_or(usize::MAX);
-        Self { bytes: 0, elements: 0, allowed_bytes, last: Growth::None, denied: false }
+        Self { bytes: 0, elements: 0, allowed_bytes, denied: false }
     }
 
     /// Whether memory or table space was refused: then a trap that follows is no bug of its own.
@@ -51,50 +43,38 @@ impl Limiter {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+}
 
-    fn take_back(&mut self) {
-        match std::mem::replace(&mut self.last, Growth::None) {
-            Growth::None => {}
-            Growth::Bytes(bytes) => self.bytes -= bytes,
-            Growth::Elements(elements) => self.elements -= elements,
+/// Add a growth to what there is, if it fits.
+fn grow(total: &mut usize, allowed: usize, current: usize, desired: usize) -> bool {
+    match total.checked_add(desired.saturating_sub(current)).filter(|total| *total <= allowed) {
+        Some(grown) => {
+            *total = grown;
+            true
         }
-        self.denied = true;
+        None => false,
     }
 }
 
+/// What fails after it was allowed stays counted: wasmtime also reports failures that it never asked about, so
+/// that taking something back would let a guest count down by failing.
 impl ResourceLimiter for Limiter {
-    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        let more = desired.saturating_sub(current);
-        let fits = self.bytes.checked_add(more).is_some_and(|bytes| bytes <= self.allowed_bytes);
-        if fits {
-            self.bytes += more;
-            self.last = Growth::Bytes(more);
-        } else {
-            self.denied = true;
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false); // the module's own limit
         }
+        let fits = grow(&mut self.bytes, self.allowed_bytes, current, desired);
+        self.denied |= !fits;
         Ok(fits)
     }
 
-    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
-        self.take_back();
-        Ok(())
-    }
-
-    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        let more = desired.saturating_sub(current);
-        let fits = self.elements.checked_add(more).is_some_and(|elements| elements <= ELEMENTS);
-        if fits {
-            self.elements += more;
-            self.last = Growth::Elements(more);
-        } else {
-            self.denied = true;
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
         }
+        let fits = grow(&mut self.elements, ELEMENTS, current, desired);
+        self.denied |= !fits;
         Ok(fits)
-    }
-
-    fn table_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
-        self.take_back();
-        Ok(())
     }
 
     fn instances(&self) -> usize {
@@ -115,13 +95,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memories_share_one_limit_and_a_failed_growth_is_taken_back() {
+    fn memories_share_one_limit_and_a_failure_takes_nothing_back() {
         let mut limiter = Limiter::new(10);
         assert!(limiter.memory_growing(0, 6, None).unwrap());
+        assert!(!limiter.memory_growing(6, 20, Some(7)).unwrap());
+        assert!(!limiter.denied());
         assert!(!limiter.memory_growing(0, 6, None).unwrap());
         assert!(limiter.denied());
-        assert!(limiter.memory_growing(0, 4, None).unwrap());
         limiter.memory_grow_failed(wasmtime::Error::msg("no space")).unwrap();
         assert_eq!(limiter.bytes(), 6);
+        assert!(limiter.memory_growing(0, 4, None).unwrap());
+        assert!(!limiter.table_growing(0, ELEMENTS + 1, None).unwrap());
     }
 }
