@@ -26,9 +26,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use wasmtime::component::Linker;
 
-pub use self::compile::{WORKER_ARGUMENT, worker_main};
 #[cfg(test)]
 pub(crate) use self::compile::tests::worker as test_worker;
+pub use self::compile::{WORKER_ARGUMENT, worker_main};
 pub use self::config::Config;
 use self::guest::Guest;
 pub use self::inspect::{Class, Digest, Inspection};

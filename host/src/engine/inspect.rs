@@ -628,7 +628,8 @@ mod tests {
             module(&format!("(func {locals} {open} {close})"))
         };
         let locals = |count: usize| format!("(local {})", repeated("i64 ", count));
-        let table = format!("(func {})", repeated(&format!("block i32.const 0 br_table {} end ", repeated("0 ", 200)), 50));
+        let table =
+            format!("(func {})", repeated(&format!("block i32.const 0 br_table {} end ", repeated("0 ", 200)), 50));
         let loads = format!("(memory 1) (func {})", repeated("i32.const 0 i64.load8_u drop ", 8_001));
         let long = format!("(func {})", repeated("nop ", (128 << 10) + 1));
         let data = format!("(memory 1) {}", repeated("(data (i32.const 0) \"\")", 10_001));
@@ -661,14 +662,20 @@ mod tests {
     fn instances_are_counted_with_their_multiplicity() {
         let mut text = "(component $c0 (core module $m) (core instance (instantiate $m)))".to_owned();
         for level in 1..=7 {
-            text = format!("(component $c{level} {text} (instance (instantiate $c{0})) (instance (instantiate $c{0})))", level - 1);
+            text = format!(
+                "(component $c{level} {text} (instance (instantiate $c{0})) (instance (instantiate $c{0})))",
+                level - 1
+            );
         }
         assert_eq!(rule(&text), "instances");
 
         // The same, side by side instead of nested, through aliases of the outside.
         let mut text = String::from("(component (component $c0 (core module $m) (core instance (instantiate $m)))");
         for level in 1..=30 {
-            let outer = format!("(alias outer 1 $c{0} (component $x)) (instance (instantiate $x)) (instance (instantiate $x))", level - 1);
+            let outer = format!(
+                "(alias outer 1 $c{0} (component $x)) (instance (instantiate $x)) (instance (instantiate $x))",
+                level - 1
+            );
             let _ = write!(text, "(component $c{level} {outer})");
         }
         text.push(')');
@@ -695,7 +702,10 @@ mod tests {
         told(b"  (component)", "text");
         told(b"\x7fELF\x02\x01\x01", "no WebAssembly component");
         told(b"PK\x03\x04", "no WebAssembly component");
-        let code = super::super::config::compiler().unwrap().precompile_component(&wat::parse_str("(component)").unwrap()).unwrap();
+        let code = super::super::config::compiler()
+            .unwrap()
+            .precompile_component(&wat::parse_str("(component)").unwrap())
+            .unwrap();
         told(&code, "machine code");
         let whole = wat::parse_str("(component (core module (func (export \"a-name\"))))").unwrap();
         for length in 8..whole.len() {
@@ -706,7 +716,9 @@ mod tests {
 
     #[test]
     fn no_bytes_make_the_gate_panic() {
-        let whole = wat::parse_str(module("(memory 1) (func (local i32) block i32.const 0 br_table 0 0 end) (data \"abc\")")).unwrap();
+        let whole =
+            wat::parse_str(module("(memory 1) (func (local i32) block i32.const 0 br_table 0 0 end) (data \"abc\")"))
+                .unwrap();
         for at in 8..whole.len() {
             for bit in 0..8 {
                 let mut bytes = whole.clone();

@@ -140,7 +140,11 @@ impl Bench {
         let engine = Engine::start(&config, capabilities::ALL, &master).unwrap();
         let db = Db::open(&Location::Sqlite { path: folder.path().join("test.sqlite") }).await.unwrap();
         let id = TenantId::new();
-        sqlx::query("insert into heads (tenant_id) values ($1)").bind(id.as_str().to_owned()).execute(db.directory()).await.unwrap();
+        sqlx::query("insert into heads (tenant_id) values ($1)")
+            .bind(id.as_str().to_owned())
+            .execute(db.directory())
+            .await
+            .unwrap();
         let plan = Plan { timeout_ms: 10_000, ..Plan::default() };
         let scope = TenantScope::mint(id, "acme".into(), Arc::new(plan.clone()));
         Self {
@@ -294,7 +298,8 @@ async fn traps_have_their_own_codes_and_the_next_call_is_well() {
 async fn memory_is_bounded_over_all_memories() {
     let mut bench = Bench::new().await;
     bench.plan.memory_bytes = 1 << 20;
-    let grow = "(loop $l (if (i32.eq (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable)) (br $l)) unreachable";
+    let grow =
+        "(loop $l (if (i32.eq (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable)) (br $l)) unreachable";
     let ended = bench.run("", grow).await;
     assert_eq!(code(&ended), "memory_exhausted");
     assert!(ended.spent.memory_bytes <= 1 << 20);
@@ -305,7 +310,9 @@ async fn memory_is_bounded_over_all_memories() {
     bench.plan.memory_bytes = 64 << 10;
     assert_eq!(code(&bench.run("", OK).await), "memory_exhausted");
     let table = "(table $t 1 100000000 funcref)";
-    let grow = format!("(if (i32.ne (table.grow $t (ref.null func) (i32.const 1000000)) (i32.const -1)) (then unreachable)) {OK}");
+    let grow = format!(
+        "(if (i32.ne (table.grow $t (ref.null func) (i32.const 1000000)) (i32.const -1)) (then unreachable)) {OK}"
+    );
     bench.plan.memory_bytes = 1 << 20;
     assert_eq!(status(&bench.run(table, &grow).await), 200);
 }
@@ -346,7 +353,8 @@ async fn hostile_pointers_and_answers_are_failures_of_their_own() {
 #[tokio::test]
 async fn a_guests_own_failure_is_passed_on() {
     let bench = Bench::new().await;
-    let retry = "(i32.store8 (i32.const 1024) (i32.const 1)) (i64.store (i32.const 1040) (i64.const 1500)) (i32.const 1024)";
+    let retry =
+        "(i32.store8 (i32.const 1024) (i32.const 1)) (i64.store (i32.const 1040) (i64.const 1500)) (i32.const 1024)";
     assert!(matches!(bench.run("", retry).await.outcome, Err(Failure::Retry { after_ms: 1_500 })));
     let reject = "(i32.store8 (i32.const 1024) (i32.const 1)) (i32.store8 (i32.const 1032) (i32.const 1))
         (i32.store (i32.const 1040) (i32.const 16)) (i32.store (i32.const 1044) (i32.const 6)) (i32.const 1024)";
@@ -505,7 +513,8 @@ async fn a_panic_in_a_host_function_costs_its_invocation_only() {
 async fn a_trigger_that_is_not_exported_is_the_plugins_failure() {
     let bench = Bench::new().await;
     let program = bench.load(&plugin("", OK)).await;
-    let delivery = webhook::Delivery { source: "s".into(), id: "1".into(), event_type: None, headers: vec![], body: Bytes::new() };
+    let delivery =
+        webhook::Delivery { source: "s".into(), id: "1".into(), event_type: None, headers: vec![], body: Bytes::new() };
     let ended = run(&bench.engine, program, bench.guest(), Call::Webhook(delivery)).await.unwrap();
     assert_eq!(code(&ended), "plugin_failed");
 }
@@ -528,7 +537,8 @@ async fn the_same_component_is_compiled_once_and_a_bad_one_fails_once() {
     for _ in 0..3 {
         assert_eq!(bench.engine.accept(&bench.scope, bad.clone()).await.unwrap_err().code(), "component_invalid");
     }
-    let fetched_again = bench.engine.load(&bench.scope, &Digest::of(&bad), async { Err(Error::not_found("not asked")) }).await;
+    let fetched_again =
+        bench.engine.load(&bench.scope, &Digest::of(&bad), async { Err(Error::not_found("not asked")) }).await;
     assert_eq!(fetched_again.err().unwrap().code(), "component_invalid");
     let other = bench.engine.load(&bench.scope, &Digest::of(b"x"), async { Ok(wasm.clone()) }).await;
     assert_eq!(other.err().unwrap().code(), "internal");
