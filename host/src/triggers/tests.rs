@@ -50,6 +50,14 @@ const IMPORTS: &str = r#"
         (export "error" (type $e (eq $e0)))
         (export "increment" (func (param "collection" string) (param "key" string) (param "delta" s64) (result (result (error $e)))))
         (export "counter" (func (param "collection" string) (param "key" string) (result (result (option s64) (error $e)))))))
+    (import "chalet:platform/limits@0.1.0" (instance $limits
+        (alias outer 1 $error (type $e0))
+        (export "error" (type $e (eq $e0)))
+        (type $decision0 (record (field "allowed" bool) (field "limit" u64) (field "remaining" u64)
+            (field "retry-after-ms" u64) (field "reset-after-ms" u64)))
+        (export "decision" (type $decision (eq $decision0)))
+        (export "check" (func (param "limit" string) (param "key" string) (param "cost" u32)
+            (result (result $decision (error $e)))))))
     (core module $libc
         (memory (export "memory") 2)
         (data (i32.const 16) "ordersprivate")
@@ -65,9 +73,11 @@ const IMPORTS: &str = r#"
     (core func $write (canon lower (func $log "write") (memory (core memory $libc "memory"))))
     (core func $increment (canon lower (func $kv "increment") (memory (core memory $libc "memory")) (realloc (core func $libc "realloc"))))
     (core func $counter (canon lower (func $kv "counter") (memory (core memory $libc "memory")) (realloc (core func $libc "realloc"))))
+    (core func $check (canon lower (func $limits "check") (memory (core memory $libc "memory")) (realloc (core func $libc "realloc"))))
     (core instance $host
         (export "now" (func $now)) (export "random" (func $random)) (export "write" (func $write))
-        (export "increment" (func $increment)) (export "counter" (func $counter)))
+        (export "increment" (func $increment)) (export "counter" (func $counter))
+        (export "check" (func $check)))
 "#;
 
 const SHIM: &str = r#"
@@ -95,6 +105,7 @@ fn plugin(fields: &str, handle: &str) -> Bytes {
             (import "host" "write" (func $write (param i32 i32 i32)))
             (import "host" "increment" (func $increment (param i32 i32 i32 i32 i64 i32)))
             (import "host" "counter" (func $counter (param i32 i32 i32 i32 i32)))
+            (import "host" "check" (func $check (param i32 i32 i32 i32 i32 i32)))
             {fields}
             (func $ok (param $status i32) (param $body i32) (param $length i32) (result i32)
                 (i64.store (i32.const 1024) (i64.const 0))
@@ -152,10 +163,10 @@ impl Bench {
             shard: Shard::new(db.store(), Clock::system(), Breaks::default()),
             scope,
             services: Arc::new(Services {
-                flags: Arc::default(),
-                limits: Arc::default(),
-                secrets: Arc::default(),
-                egress: Arc::default(),
+                flags: Arc::new(services::flags::Flags::new(None).unwrap()),
+                limits: Arc::new(services::limits::Limits::local(Clock::system())),
+                secrets: Arc::new(services::secrets::Secrets::new(master.clone())),
+                egress: Arc::new(services::egress::Egress::new(&services::egress::Config::default()).unwrap()),
                 master,
             }),
             plan,
@@ -169,7 +180,7 @@ impl Bench {
     }
 
     fn guest(&self) -> Guest {
-        let manifest = "name = \"a\"\nversion = \"0.1.0\"\n[grants]\nkv = [\"orders\"]";
+        let manifest = "name = \"a\"\nversion = \"0.1.0\"\n[grants]\nkv = [\"orders\"]\nlimits = [\"orders\"]";
         let budget = Budget::of(&self.plan, &Limits::default());
         let invocation = Invocation {
             id: crate::kernel::id::new(),
@@ -451,6 +462,61 @@ async fn random_bytes_come_from_the_seed_and_stay_the_same_in_a_re_run() {
     assert_eq!(bytes.len(), 40);
     let again = bench.run_guest(&program, first.guest.again(1_000_000)).await;
     assert_eq!(body(&again), bytes);
+}
+
+#[tokio::test]
+async fn a_re_run_gets_the_answers_of_the_calls_that_were_made() {
+    let bench = Bench::new().await;
+    let document = br#"{"limits":[{"name":"orders","rate":1,"per":"day","burst":10}]}"#;
+    let mut effects = bench.shard.begin(&bench.scope);
+    bench.services.limits.put(&mut effects, document).unwrap();
+    bench.shard.commit(effects.into_set(None, None)).await.unwrap();
+    // Two equal checks and another; the body is what the second left, and the third.
+    let check = |key: u32, into: u32| {
+        format!(
+            "(call $check (i32.const 16) (i32.const 6) (i32.const {key}) (i32.const 3) (i32.const 1) (i32.const {into}))"
+        )
+    };
+    let handle = format!(
+        "{} {} {} (i64.store (i32.const 600) (i64.load (i32.const 280))) (i64.store (i32.const 608) (i64.load (i32.const 344)))
+        (call $ok (i32.add (i32.const 200) (i32.load8_u (i32.const 256))) (i32.const 600) (i32.const 16))",
+        check(16, 256),
+        check(16, 256),
+        check(22, 320)
+    );
+    let program = bench.load(&plugin("", &handle)).await;
+    let left = |ended: &Ended| match &ended.outcome {
+        Ok(Answer::Http(http::Response { status: 200, body, .. })) => [body[0], body[8]],
+        other => panic!("{other:?}"),
+    };
+    let first = bench.run_guest(&program, bench.guest()).await;
+    assert_eq!(left(&first), [8, 9]);
+    let again = first.guest.again(1_000_000);
+    assert_eq!(again.recorded.orphaned(), 3);
+    let again = bench.run_guest(&program, again).await;
+    assert_eq!((left(&again), again.guest.recorded.orphaned()), ([8, 9], 0));
+    // Another invocation finds what these two runs took, once.
+    assert_eq!(left(&bench.run_guest(&program, bench.guest()).await), [6, 8]);
+}
+
+#[tokio::test]
+async fn bulk_operations_are_charged_before_they_run() {
+    let mut bench = Bench::new().await;
+    bench.plan.fuel = 100_000;
+    let fields = "(table $t 1 funcref) (data $d \"abc\") (elem $e func)";
+    // Each would also trap, if it came to that.
+    for handle in [
+        "(memory.fill (i32.const 0) (i32.const 1) (i32.const 100000000))",
+        "(memory.copy (i32.const 0) (i32.const 9) (i32.const 100000000))",
+        "(memory.init $d (i32.const 0) (i32.const 0) (i32.const 100000000))",
+        "(table.fill $t (i32.const 0) (ref.null func) (i32.const 100000000))",
+        "(table.init $t $e (i32.const 0) (i32.const 0) (i32.const 100000000))",
+        // Not known to the compiler.
+        "(memory.fill (i32.const 0) (i32.const 1) (i32.mul (i32.load (i32.const 16)) (i32.load (i32.const 16))))",
+    ] {
+        let ended = bench.run(fields, &format!("{handle} unreachable")).await;
+        assert!(matches!(ended.outcome, Err(Failure::Fuel)), "{handle}: {:?}", ended.outcome);
+    }
 }
 
 #[tokio::test]
