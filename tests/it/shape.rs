@@ -52,6 +52,7 @@ const MINTS: &[&str] = &[
     "effects/testing.rs",
     "services/testing.rs",
     "services/egress/tests.rs",
+    "triggers/tests.rs",
 ];
 
 fn sources() -> Vec<(String, String)> {
