@@ -32,10 +32,11 @@ const SETTINGS: [&str; 9] = [
 
 /// A running server; it is killed when this is dropped.
 pub(super) struct Server {
+    // Before the folder, so that it is killed before its data is removed.
+    process: Child,
     folder: TempDir,
     admin: String,
     url: String,
-    process: Child,
 }
 
 impl Server {
