@@ -22,7 +22,7 @@ impl limits::Host for Call<'_> {
             return Ok(decision.into());
         }
         let decision = guest.services().limits.check(&mut guest.effects, &limit, &key, cost).await?;
-        guest.recorded.keep(arguments, Immediate::Decision(decision.clone()));
+        guest.recorded.keep(arguments, Immediate::Decision(decision));
         Ok(decision.into())
     }
 }

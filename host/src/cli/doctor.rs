@@ -117,7 +117,7 @@ fn disk(data: &Path) -> Finding {
     let found = format!("{} free", bytes(free));
     match free {
         ..DISK_BROKEN => Broken(found, "free some space: a database that cannot write refuses every change".into()),
-        ..DISK_LOW => Warning(found, "free some space before it runs out".into()),
+        DISK_BROKEN..DISK_LOW => Warning(found, "free some space before it runs out".into()),
         _ => Well(found),
     }
 }

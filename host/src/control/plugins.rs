@@ -116,7 +116,7 @@ pub(super) async fn upload(
         return Err(invalid("name_mismatch", "the plugin's name in its manifest is not the one in the path"));
     }
     for (declared, trigger) in [(manifest.http.is_some(), "http"), (!manifest.webhooks.is_empty(), "webhook")] {
-        if declared && !inspection.triggers.iter().any(|exported| *exported == trigger) {
+        if declared && !inspection.triggers.contains(&trigger) {
             return Err(invalid(
                 "trigger_missing",
                 format!(

@@ -188,10 +188,10 @@ fn files(folder: &Path) -> Result<Vec<(PathBuf, std::fs::Metadata)>> {
     for entry in std::fs::read_dir(folder).map_err(Error::internal)? {
         let entry = entry.map_err(Error::internal)?;
         // A file that another load has just removed is no file.
-        if let Ok(metadata) = entry.metadata() {
-            if metadata.is_file() {
-                files.push((entry.path(), metadata));
-            }
+        if let Ok(metadata) = entry.metadata()
+            && metadata.is_file()
+        {
+            files.push((entry.path(), metadata));
         }
     }
     Ok(files)

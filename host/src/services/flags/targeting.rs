@@ -580,7 +580,7 @@ mod tests {
         let list = r#"{"var":"list"}"#;
         let twice = format!(r#"{{"map":[{list},{{"map":[{list},1]}}]}}"#);
         assert!(refused(&twice).contains("steps"));
-        let often = format!(r#"{{"map":[[1],{{"map":[[1],{{"map":[[1],1]}}]}}]}}"#);
+        let often = r#"{"map":[[1],{"map":[[1],{"map":[[1],1]}]}]}"#.to_owned();
         assert!(refused(&often).contains("inside lists"));
         let doubling =
             format!(r#"{{"reduce":[{list},{{"cat":[{{"var":"accumulator"}},{{"var":"accumulator"}}]}},"a"]}}"#);
