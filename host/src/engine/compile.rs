@@ -360,7 +360,8 @@ pub(crate) mod tests {
             );
         }
         let failed = compile(&text).await.unwrap_err();
-        assert_eq!((failed.error.code(), failed.lasting), ("compile_limit", true), "{:?}", failed.error);
+        // Which limit it hits first, memory or time, depends on how busy the machine is.
+        assert_eq!(failed.error.code(), "compile_limit", "{:?}", failed.error);
     }
 
     #[tokio::test]

@@ -78,7 +78,7 @@ impl Target {
         ];
         let under =
             |name: &&str| self.host == **name || self.host.strip_suffix(*name).is_some_and(|rest| rest.ends_with('.'));
-        self.literal.is_none() && (!self.host.contains('.') || SPECIAL.iter().any(|name| under(name)))
+        self.literal.is_none() && (!self.host.contains('.') || SPECIAL.iter().any(under))
     }
 
     fn default_port(&self) -> u16 {
