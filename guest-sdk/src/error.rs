@@ -30,7 +30,7 @@ pub struct LimitHit {
 /// Why a host call was refused, or why a handler gives up.
 ///
 /// The first eight cases are the host's answers; the last two are the plugin's own decisions, made with
-/// [`retry`](crate::retry) and [`reject`](crate::reject).
+/// [`crate::retry`] and [`crate::reject`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {

@@ -67,7 +67,7 @@ pub trait Store: Send + Sync {
     fn holds<'a>(&'a self, scope: &'a TenantScope, facts: &'a Facts) -> BoxFuture<'a, Result<(Tag, Option<Key>)>>;
 
     /// Commit these sets in their order, each if its facts still hold; an invalid or refused set leaves
-    /// the others alone. Of an error nothing is committed, except under [`set::OUTCOME_UNKNOWN`]. `breaks`
+    /// the others alone. Of an error nothing is committed, except under the code `outcome_unknown`. `breaks`
     /// turns checks off for tests.
     fn commit<'a>(&'a self, sets: &'a [Set], breaks: Breaks) -> BoxFuture<'a, Result<Vec<Verdict>>>;
 

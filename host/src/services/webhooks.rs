@@ -1,7 +1,7 @@
 //! Inbound webhooks: which sources a tenant has, and how a delivery of each is verified.
 //!
 //! A source is a name in `/hooks/{tenant}/{source}`, a scheme and the name of the secret that holds
-//! its keys. Nothing here answers HTTP, remembers deliveries or runs a guest: [`verify`] says who
+//! its keys. Nothing here answers HTTP, remembers deliveries or runs a guest: [`verify()`] says who
 //! sent the bytes and what the provider calls this delivery, and the caller does the rest.
 
 mod verify;
