@@ -88,7 +88,8 @@ fn layers_use_what_is_below_them() {
     let mut wrong = Vec::new();
     for (file, source) in sources() {
         let own = file.split(['/', '.']).next().unwrap_or_default().to_owned();
-        let Some(own_layer) = layer_of(&own) else { continue };
+        // A file of tests may set up what stands above it.
+        let Some(own_layer) = layer_of(&own).filter(|_| !file.ends_with("tests.rs")) else { continue };
         for row in LAYERS {
             for name in *row {
                 let used = code(&source).contains(&format!("crate::{name}"));

@@ -72,8 +72,8 @@ pub async fn put(
     }
     let expires_at_ms = match ttl_ms {
         None => None,
-        Some(ttl_ms @ 1..=TTL_MS) => Some(effects.now_ms().saturating_add_unsigned(ttl_ms)),
-        Some(_) => return Err(Error::invalid(format!("a time to live is 1 to {TTL_MS} milliseconds"))),
+        Some(ttl_ms @ 0..=TTL_MS) => Some(effects.now_ms().saturating_add_unsigned(ttl_ms)),
+        Some(_) => return Err(Error::invalid(format!("a time to live is 0 to {TTL_MS} milliseconds"))),
     };
     expect(effects, &place, if_version).await?;
     effects.put(place, value, expires_at_ms)

@@ -619,9 +619,14 @@ fn text(what: &str, text: &str) -> Result<()> {
     refuse(format!("{what}: {} is not 1 to {TEXT_BYTES} bytes without control characters", shorten(text)))
 }
 
-/// A host's name in lower case, or an address; `*.example.com` stands for every name below.
+/// A host's name in lower case, or an address; `*.example.com` stands for every name below. A port that is not
+/// the scheme's own follows after a colon.
 fn host(what: &str, host: &str) -> Result<()> {
     let plain = host.strip_prefix("*.").unwrap_or(host);
+    let plain = match plain.rsplit_once(':') {
+        Some((name, port)) if !name.contains(':') && port.parse::<u16>().is_ok() => name,
+        _ => plain,
+    };
     let label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
