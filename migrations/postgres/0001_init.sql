@@ -96,6 +96,8 @@ create table claims (
     scope text collate "C" not null,
     fingerprint bytea not null,
     owner text collate "C" not null,
+    process int not null,
+    claimed_us bigint not null,
     lease_until_ms bigint not null,
     primary key (tenant_id, scope)
 );
@@ -497,6 +499,13 @@ begin
         order by o.n;
 end $$;
 
+-- Whether the server process that had this number at this time still runs; numbers come again.
+create function chalet_runs(p_process int, p_at_us bigint) returns boolean
+language sql volatile
+return exists (
+    select from pg_stat_activity a where a.pid = p_process and chalet_us(a.backend_start) <= p_at_us
+);
+
 -- After a lost connection: the versions of these rows, which only the lost call can have written, seen once
 -- its head lock is free. `dead` says that the call can no longer change anything: its time is over, or the
 -- server process that it ran in (`p_process`, `p_started_us`) is gone.
@@ -514,9 +523,7 @@ declare
 begin
     perform set_config('app.tenant', p_tenant, true);
     select h.epoch into v_epoch from heads h where h.tenant_id = p_tenant for update;
-    v_dead := chalet_now_ms() > p_not_after_ms or not exists (
-        select from pg_stat_activity a where a.pid = p_process and chalet_us(a.backend_start) = p_started_us
-    );
+    v_dead := chalet_now_ms() > p_not_after_ms or not chalet_runs(p_process, p_started_us);
     return query
         select v_epoch, v_dead, w.n, r.version
         from unnest(p_spaces, p_keys) with ordinality as w (space, key, n)
@@ -550,7 +557,8 @@ begin
 end $$;
 
 -- Claim a scope for `p_lease_ms`: 0 claimed, 1 somebody else works on it for `wait_ms` more, 2 it is in work
--- with another fingerprint. A claim whose lease is over is taken. The one write that need not be durable.
+-- with another fingerprint. A claim is taken over when its lease is over, or when the connection that made it
+-- is gone, as after the crash of its node. The one write that need not be durable.
 create function chalet_claim(
     p_tenant text, p_scope text, p_fingerprint bytea, p_owner text, p_lease_ms bigint
 )
@@ -572,11 +580,12 @@ begin
         order by c.lease_until_ms limit 8 for update skip locked
     );
     loop
-        insert into claims as c (tenant_id, scope, fingerprint, owner, lease_until_ms)
-        values (p_tenant, p_scope, p_fingerprint, p_owner, v_now + p_lease_ms)
+        insert into claims as c (tenant_id, scope, fingerprint, owner, process, claimed_us, lease_until_ms)
+        values (p_tenant, p_scope, p_fingerprint, p_owner, pg_backend_pid(), chalet_us(clock_timestamp()), v_now + p_lease_ms)
         on conflict (tenant_id, scope) do update set
-            fingerprint = excluded.fingerprint, owner = excluded.owner, lease_until_ms = excluded.lease_until_ms
-        where c.lease_until_ms <= v_now;
+            fingerprint = excluded.fingerprint, owner = excluded.owner, process = excluded.process,
+            claimed_us = excluded.claimed_us, lease_until_ms = excluded.lease_until_ms
+        where c.lease_until_ms <= v_now or not chalet_runs(c.process, c.claimed_us);
         if found then
             return query select 0, 0::bigint;
             return;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::kit::postgres::{self, Database};
 use crate::kit::proxy::Proxy;
 use crate::kit::store::Bench;
-use chalet::effects::{Key, Shard, Space, Value, Verdict};
+use chalet::effects::{Claim, Key, Shard, Space, Value, Verdict};
 use chalet::kernel::clock::Clock;
 use chalet::kernel::db::{Db, Location, migrate};
 use chalet::kernel::error::Kind;
@@ -78,7 +78,7 @@ async fn without_a_tenant_the_server_s_role_sees_no_row_and_writes_none() {
             "insert into rows values ($1, 's', 'k', 'v', null, 1, null)",
             "insert into usage_totals values ($1, 'p', 0, 1, 1, 1, 1, 1)",
             "insert into components values ($1, 'd', 0, 'b', 0)",
-            "insert into claims values ($1, 'c', 'f', 'o', 0)",
+            "insert into claims values ($1, 'c', 'f', 'o', 0, 0, 0)",
         ] {
             sqlx::query(statement).bind(tenant).execute(&mut admin).await.expect("the superuser writes");
         }
@@ -335,4 +335,24 @@ async fn a_commit_that_waits_too_long_for_another_node_is_refused_and_harms_nobo
     stopped.rollback().await.expect("ends");
     let after = commit(&scope).await;
     assert!(matches!(after, Verdict::Committed { tag } if tag.seq == 1), "{after:?}");
+}
+
+#[tokio::test]
+async fn a_claim_ends_with_the_connection_that_made_it() {
+    let database = postgres::database().await;
+    let db = open(&database.url).await.expect("opens");
+    let scope = chalet::effects::testing::tenant(&db, Default::default()).await.expect("a tenant");
+    let lease = Duration::from_secs(3_600);
+    let mut other_node = connect(&database.url).await;
+    let theirs = sqlx::query("select outcome from chalet_claim($1, 'k', 'f', 'theirs', 3600000)");
+    theirs.bind(scope.id().as_str()).fetch_one(&mut other_node).await.expect("claimed");
+    let claim = async |print: &[u8]| db.claims().claim(&scope, "k", print, "ours", lease).await.expect("answered");
+    assert!(matches!(claim(b"f").await, Claim::Running { .. }));
+    assert_eq!(claim(b"g").await, Claim::Mismatch);
+    other_node.close().await.expect("closed");
+    let until = Instant::now() + Duration::from_secs(10);
+    while claim(b"f").await != Claim::Claimed {
+        assert!(Instant::now() < until, "a claim outlives its node");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -3,7 +3,7 @@
 //! A claim is a courtesy, not a lock: it makes the 409, while that an effect happens once rests on the answer
 //! row in the commit. So a claim may be lost in a crash, and its lease may end while its holder still runs.
 //! On SQLite claims live in this process, which is the only one; on PostgreSQL they are rows whose write
-//! does not wait for the disk.
+//! does not wait for the disk, and they end with the connection that made them: nobody waits for a dead node.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
