@@ -1,14 +1,17 @@
-//! Outgoing HTTP: to granted hosts, and never inwards.
+//! Outgoing HTTP: to granted hosts, never inwards, and once over re-runs.
 
 use std::sync::Arc;
 use std::sync::Mutex;
 
+use chalet::cli::build;
+use chalet::services::plugins::manifest::Manifest;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::kit::server::{Server, expect};
+use crate::kit::guests::component;
+use crate::kit::server::{Server, Setup, expect};
 
 /// A server that answers 200 to everything and keeps the requests it got.
 async fn upstream() -> (u16, Arc<Mutex<Vec<String>>>) {
@@ -58,4 +61,39 @@ async fn what_is_not_granted_or_points_inwards_is_refused() {
         assert!(kinds.split('|').any(|one| one == kind), "{url}: {answer}");
     }
     assert_eq!(seen.lock().expect("no panic").len(), 0, "nothing reached the canary");
+}
+
+#[tokio::test]
+async fn a_request_is_sent_once_over_re_runs_and_names_its_cause() {
+    let (port, seen) = upstream().await;
+    let local = format!("127.0.0.1:{port}");
+    let server = Server::start_with(Setup::sqlite().with("CHALET_EGRESS_LOCAL", &local));
+    let acme = server.tenant("acme").await;
+    // A port that is not the scheme's own has to be granted as such.
+    let component = component("guest-http");
+    let mut manifest = Manifest::from_component(&component).expect("a manifest");
+    manifest.grants.egress.push(local.clone());
+    acme.deploy_bytes("guest-http", build::embed_instead(&component, &manifest).expect("embedded")).await;
+    let calls = (0..16).map(|n| {
+        let body = json!({ "calls": [{ "method": "POST", "url": format!("http://{local}/pay/{n}"), "body": "1" }], "touch": "hot" });
+        acme.call(Method::POST, "guest-http", "/send").header("idempotency-key", format!("pay-{n}")).json(&body).send()
+    });
+    for answer in futures_util::future::join_all(calls).await {
+        let answer = answer.expect("an answer");
+        let status = answer.status();
+        assert_eq!(status, StatusCode::OK, "{}", answer.text().await.unwrap_or_default());
+    }
+    assert!(
+        server.metric("chalet_invocation_reruns_total").await > 0.0,
+        "the invocations never met: the test proves nothing"
+    );
+    let requests = seen.lock().expect("no panic").clone();
+    assert_eq!(requests.len(), 16, "each request was sent once");
+    let keys: std::collections::HashSet<_> = requests
+        .iter()
+        .map(|request| {
+            request.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).expect("a key").to_owned()
+        })
+        .collect();
+    assert_eq!(keys.len(), 16, "each cause has a key of its own");
 }

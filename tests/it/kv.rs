@@ -6,6 +6,17 @@ use serde_json::json;
 use crate::kit::server::{Server, Setup, expect};
 
 #[tokio::test]
+async fn the_guests_suite_passes_on_the_server() {
+    for setup in Setup::engines().await {
+        let server = Server::start_with(setup);
+        let acme = server.tenant("acme").await;
+        acme.deploy("guest-kv").await;
+        expect(acme.call(Method::POST, "guest-kv", "/suite"), StatusCode::OK).await;
+        expect(acme.call(Method::POST, "guest-kv", "/suite/committed"), StatusCode::OK).await;
+    }
+}
+
+#[tokio::test]
 async fn an_entrys_version_is_its_etag() {
     for setup in Setup::engines().await {
         let server = Server::start_with(setup);

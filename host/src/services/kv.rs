@@ -76,7 +76,8 @@ pub async fn put(
         Some(_) => return Err(Error::invalid(format!("a time to live is 0 to {TTL_MS} milliseconds"))),
     };
     expect(effects, &place, if_version).await?;
-    effects.put(place, value, expires_at_ms)
+    // What expires at once is never seen, neither by whoever wrote it.
+    if ttl_ms == Some(0) { effects.delete(place) } else { effects.put(place, value, expires_at_ms) }
 }
 
 /// Stage the removal of an entry; whether there was one.
