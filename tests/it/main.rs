@@ -25,5 +25,6 @@ mod postgres;
 mod secrets;
 mod shape;
 mod store;
+mod sweep;
 mod transaction;
 mod webhook;

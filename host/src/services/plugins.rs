@@ -9,6 +9,7 @@ pub mod components;
 pub mod manifest;
 mod routes;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,6 +27,8 @@ const VERSIONS: Space = Space::named("plugins/versions");
 const SOURCES: Space = Space::named("plugins/sources");
 /// Releases that a plugin remembers, for rolling back.
 const HISTORY: usize = 20;
+/// Versions that are read at a time.
+const PAGE: usize = 100;
 /// Plugins and versions that a node keeps parsed.
 const CACHED: u64 = 20_000;
 
@@ -179,6 +182,20 @@ pub async fn versions(
     }
     let (rows, more) = effects.list(&range, limit).await?;
     Ok((rows.iter().map(|(_, row)| parse(row)).collect::<Result<_>>()?, more))
+}
+
+/// The digests that any version names.
+async fn digests(effects: &mut Effects) -> Result<HashSet<String>> {
+    let mut digests = HashSet::new();
+    let mut range = VERSIONS.prefix(Bytes::new());
+    loop {
+        let (rows, more) = effects.list(&range, PAGE).await?;
+        for (_, row) in &rows {
+            digests.insert(parse::<Version>(row)?.digest);
+        }
+        let Some((last, _)) = rows.last().filter(|_| more) else { return Ok(digests) };
+        range = range.behind(last);
+    }
 }
 
 /// Store a version; it gets no traffic by that. The component's bytes are already stored.

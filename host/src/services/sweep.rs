@@ -1,4 +1,5 @@
-//! Expired rows are removed some time after nobody can see them any more.
+//! What nobody can see any more is removed some time later: expired rows, and component bytes that no
+//! version names.
 
 use bytes::Bytes;
 
@@ -7,6 +8,7 @@ use crate::kernel::db::{Db, column, failed};
 use crate::kernel::error::Result;
 use crate::kernel::tenant::TenantId;
 use crate::services::directory::Directory;
+use crate::services::plugins::components;
 
 /// How long an expired row stays: longer than any invocation whose clock still shows it alive.
 pub const GRACE_MS: i64 = 10 * 60_000;
@@ -45,8 +47,13 @@ async fn sweep(
     due_at_ms: i64,
     before_ms: i64,
 ) -> Result<()> {
-    let scope = directory.by_id(tenant).await?;
-    while let Some(scope) = &scope {
+    let Some(scope) = directory.by_id(tenant).await? else {
+        // Deleted with all it had, but for what was announced at the same moment.
+        let gone = sqlx::query("delete from due where tenant_id = $1").bind(tenant.as_str());
+        gone.execute(db.directory()).await.map_err(failed)?;
+        return Ok(());
+    };
+    loop {
         let mut transaction = db.tenant(tenant).await?;
         let expired = sqlx::query(
             "select space, key from rows where tenant_id = $1 and expires_at_ms <= $2 order by expires_at_ms limit $3",
@@ -61,13 +68,14 @@ async fn sweep(
         if expired.is_empty() {
             break;
         }
-        let mut effects = shard.begin(scope);
+        let mut effects = shard.begin(&scope);
         for row in &expired {
             let space = Space::from_row(column(row, "space")?);
             effects.sweep(space.key(Bytes::from(column::<Vec<u8>>(row, "key")?)), before_ms)?;
         }
         shard.commit(effects.into_set(None, None)).await?;
     }
+    components::sweep(db, shard, &scope).await?;
     // The next look is due when the next row is; but at least once an hour, because a commit may have written
     // a row that expires earlier while this ran.
     let mut transaction = db.tenant(tenant).await?;
