@@ -361,12 +361,14 @@ fn compile(
         Optimise::Speed => "3",
         Optimise::Size => "\"s\"",
     };
-    let flags = [
+    let mut flags = vec![
         "-Clink-arg=-zstack-size=".to_owned() + &STACK_BYTES.to_string(),
         "-Clink-arg=--initial-heap=".to_owned() + &HEAP_BYTES.to_string(),
         // getrandom 0.3 and 0.4 then call what chalet-sdk defines; others do not look at it.
         "--cfg=getrandom_backend=\"custom\"".to_owned(),
     ];
+    // Cargo looks at the compiler only: what was compiled with another standard library would count as fresh.
+    flags.extend(toolchain.standard.iter().map(|digest| format!("--cfg=chalet_standard=\"{digest}\"")));
     let mut cargo = Command::new("cargo");
     cargo
         .args(["build", "--lib", "--target", TARGET, "--profile", PROFILE])

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
+
 /// What guests are compiled for.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
@@ -29,7 +31,7 @@ const OLDEST: (u32, u32) = (1, 95);
 const RUSTUP_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Raised when what is prepared changes, so that a newer `chalet` does not use an older one's.
-const LAYOUT: &str = "1";
+const LAYOUT: &str = "2";
 
 /// A way to compile guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Toolchain {
     pub way: Way,
     /// What it calls itself, as in `rustc 1.95.0 (…)`.
     pub version: String,
+    /// A digest of the standard library for guests, if it was built on this machine and not with the compiler.
+    pub standard: Option<String>,
 }
 
 /// How a toolchain came about.
@@ -162,7 +166,7 @@ fn installed(directory: &Path) -> Option<Toolchain> {
     let chosen = std::env::var_os("RUSTC").filter(|rustc| !rustc.is_empty());
     let rustc = chosen.clone().unwrap_or_else(|| "rustc".into());
     let version = usable(&rustc, directory)?;
-    Some(Toolchain { rustc: chosen.map(Into::into), way: Way::Installed, version })
+    Some(Toolchain { rustc: chosen.map(Into::into), way: Way::Installed, version, standard: None })
 }
 
 /// The compiler's version if it has the target's standard library. The compiler itself is asked, not rustup: that is
@@ -222,7 +226,7 @@ fn add_by_rustup(directory: &Path) -> Result<Toolchain> {
     };
     let said = last_line.join().ok().flatten().unwrap_or_default();
     match usable(&"rustc".into(), directory) {
-        Some(version) if status.success() => Ok(Toolchain { rustc: None, way: Way::Rustup, version }),
+        Some(version) if status.success() => Ok(Toolchain { rustc: None, way: Way::Rustup, version, standard: None }),
         _ => fail(format!("`rustup target add` failed: {said}")),
     }
 }
@@ -252,9 +256,10 @@ fn prepared(cache: &Path) -> Option<Toolchain> {
     if fs::read_to_string(folder.join("layout")).ok()? != LAYOUT {
         return None;
     }
+    let standard = fs::read_to_string(folder.join("standard")).ok()?;
     let rustc = folder.join("bin/rustc");
     let version = usable(&rustc.clone().into(), Path::new("."))?;
-    Some(Toolchain { rustc: Some(rustc), way: Way::Prepared, version })
+    Some(Toolchain { rustc: Some(rustc), way: Way::Prepared, version, standard: Some(standard) })
 }
 
 /// Prepare a compiler in the cache folder, or wait for the run that does.
@@ -492,14 +497,18 @@ impl Debian {
         let libraries = prefix.join("usr/lib/rustlib").join(TARGET).join("lib");
         let io = |error: std::io::Error| ToolchainError(format!("{}: {error}", libraries.display()));
         fs::create_dir_all(&libraries).map_err(io)?;
-        for entry in fs::read_dir(target.join(TARGET).join("release/deps")).map_err(io)?.flatten() {
+        let mut made: Vec<_> = fs::read_dir(target.join(TARGET).join("release/deps")).map_err(io)?.flatten().collect();
+        made.sort_by_key(fs::DirEntry::file_name);
+        let mut digest = Sha256::new();
+        for entry in made {
             let name = entry.file_name();
             let shown = name.to_string_lossy();
             if shown.ends_with(".rlib") && !shown.starts_with("libstd_of_guests") {
+                digest.update(fs::read(entry.path()).map_err(io)?);
                 fs::copy(entry.path(), libraries.join(&name)).map_err(io)?;
             }
         }
-        Ok(())
+        write(&prefix.join("standard"), &hex::encode(&digest.finalize()[..8]))
     }
 }
 
