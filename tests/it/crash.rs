@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::kit::postgres::Cluster;
@@ -30,12 +30,13 @@ fn ops(key: &str) -> Value {
         { "op": "put", "key": format!("a-{key}"), "value": key },
         { "op": "put", "key": format!("b-{key}"), "value": key },
         { "op": "increment", "key": "counter", "delta": 1 },
+        { "op": "record", "meter": "requests", "value": "1" },
     ] })
 }
 
-async fn send(http: &reqwest::Client, url: &str, token: &str, key: &str) -> Option<StatusCode> {
+async fn send(http: &reqwest::Client, url: &str, token: &str, key: &str) -> Option<Response> {
     let request = http.post(format!("{url}/t/acme/guest-kv/run")).bearer_auth(token).header("idempotency-key", key);
-    Some(request.json(&ops(key)).send().await.ok()?.status())
+    request.json(&ops(key)).send().await.ok()
 }
 
 /// Load from all clients until the server is killed; how many requests were open at that moment.
@@ -54,7 +55,7 @@ async fn round(
                 for n in 0.. {
                     let key = format!("{round}-{client}-{n}");
                     ledger.lock().expect("no panic").insert(key.clone(), false);
-                    match send(&http, &url, &token, &key).await {
+                    match send(&http, &url, &token, &key).await.map(|answer| answer.status()) {
                         Some(StatusCode::OK) => {
                             ledger.lock().expect("no panic").insert(key, true);
                         }
@@ -65,8 +66,12 @@ async fn round(
             })
         })
         .collect();
-    let moment = Duration::from_millis(rand::random_range(10..200));
-    tokio::time::sleep(moment).await;
+    // After some answers, however slow the machine is, and at any moment of what comes next.
+    let (answers, until) = (rand::random_range(0..40), Instant::now() + Duration::from_secs(2));
+    while ledger.lock().expect("no panic").values().filter(|done| **done).count() < answers && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(rand::random_range(1..50))).await;
     if let Some(cluster) = kill_database {
         cluster.kill();
     }
@@ -82,8 +87,8 @@ async fn round(
     open
 }
 
-/// Whether each request's effects are there as the ledger says.
-async fn check(server: &Server, token: &str, ledger: &Ledger, all: bool) -> usize {
+/// Whether each request's effects are there as the ledger says; `before` requests of earlier rounds were metered.
+async fn check(server: &Server, token: &str, ledger: &Ledger, all: bool, before: usize) -> usize {
     let entries = keys(server, token).await;
     let ledger = ledger.lock().expect("no panic").clone();
     let mut done = 0;
@@ -97,7 +102,21 @@ async fn check(server: &Server, token: &str, ledger: &Ledger, all: bool) -> usiz
     let counter = server.anonymous(Method::GET, "/v1/tenants/acme/kv/c/counter").bearer_auth(token).send().await;
     let counter = counter.expect("an answer").text().await.expect("text");
     assert_eq!(counter.parse().unwrap_or(0), done, "the counter and the rows disagree");
+    let usage = server.anonymous(Method::GET, "/v1/tenants/acme/usage?meter=requests").bearer_auth(token);
+    // Before anything is recorded there is no meter.
+    let usage: Value = usage.send().await.expect("an answer").json().await.expect("JSON");
+    let metered = usage["data"][0]["value"].as_str().map_or(0, |value| value.parse().expect("a number"));
+    assert_eq!(metered, before + done, "the meter and the rows disagree");
     done
+}
+
+/// A request that was answered has its stored answer, also behind the crash.
+async fn answered_before(server: &Server, token: &str, ledger: &Ledger) {
+    let acknowledged = ledger.lock().expect("no panic").iter().find(|(_, done)| **done).map(|(key, _)| key.clone());
+    let Some(key) = acknowledged else { return };
+    let answer = send(&server.http, &server.url, token, &key).await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert!(answer.headers().contains_key("idempotent-replayed"), "{key} was acknowledged, and runs again");
 }
 
 async fn keys(server: &Server, token: &str) -> std::collections::HashSet<String> {
@@ -123,7 +142,7 @@ async fn rounds(setup: Setup, wanted: usize, cluster: Option<&Cluster>) {
     let acme = server.tenant("acme").await;
     acme.deploy("guest-kv").await;
     let token = acme.key.clone();
-    let (mut counted, mut tried, mut requests, mut open) = (0, 0, 0, 0);
+    let (mut counted, mut tried, mut requests, mut open, mut metered) = (0, 0, 0, 0, 0);
     while counted < wanted {
         let ledger = Ledger::default();
         let database = cluster.filter(|_| counted < DATABASE_KILLS);
@@ -133,17 +152,17 @@ async fn rounds(setup: Setup, wanted: usize, cluster: Option<&Cluster>) {
         counted += usize::from(in_flight > 0);
         open += in_flight;
         requests += ledger.lock().expect("no panic").len();
-        // Every fourth round reads everything; the last one repeats what was open before it does.
         let unanswered: Vec<String> = {
             let ledger = ledger.lock().expect("no panic");
             ledger.iter().filter(|(_, acknowledged)| !**acknowledged).map(|(key, _)| key.clone()).collect()
         };
-        check(&server, &token, &ledger, false).await;
+        check(&server, &token, &ledger, false, metered).await;
+        answered_before(&server, &token, &ledger).await;
         for key in &unanswered {
             // A busy machine may refuse or time out, which changes nothing; in the end it is done.
             let until = Instant::now() + PATIENCE;
             loop {
-                let status = send(&server.http, &server.url, &token, key).await;
+                let status = send(&server.http, &server.url, &token, key).await.map(|answer| answer.status());
                 if status == Some(StatusCode::OK) {
                     break;
                 }
@@ -151,7 +170,7 @@ async fn rounds(setup: Setup, wanted: usize, cluster: Option<&Cluster>) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
-        check(&server, &token, &ledger, true).await;
+        metered += check(&server, &token, &ledger, true, metered).await;
         clear(&server, &token).await;
     }
     println!("{counted} kills with {requests} requests, {open} of them open: nothing lost, nothing doubled");

@@ -8,7 +8,7 @@ mod suite;
 
 use chalet_sdk::http::{Request, Response};
 use chalet_sdk::kv::{self, PutOptions};
-use chalet_sdk::{Plugin, Result, reject, retry};
+use chalet_sdk::{Plugin, Result, meters, reject, retry};
 use guest_report::outcome;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -104,6 +104,8 @@ enum Op {
         to: String,
         amount: i64,
     },
+    /// Record usage.
+    Record { meter: String, value: String },
     /// Compute for a while, so that invocations overlap.
     Spin { rounds: u64 },
     /// Fail with reject.
@@ -198,6 +200,10 @@ fn apply(op: Op) -> Result<Value> {
             let (left, _) = add(&collection, &from, -amount)?;
             let (gained, _) = add(&collection, &to, amount)?;
             json!({ "from": left, "to": gained })
+        }
+        Op::Record { meter, value } => {
+            meters::record(&meter, value)?;
+            json!({})
         }
         Op::Spin { rounds } => json!({ "spun": spin(rounds) }),
         Op::Trap => panic!("as the test wants"),
