@@ -240,12 +240,13 @@ pub async fn store(effects: &mut Effects, manifest: &Manifest, mut new: Version)
     Ok(Stored::New(new))
 }
 
-/// Approve all that a version asks for; other held versions that ask for no more are free by it too.
+/// Approve all that a version asks for, beside what was approved before: an approval takes nothing away, so that
+/// a rollback stays possible. Other held versions that ask for no more are free by it too.
 pub async fn approve(effects: &mut Effects, plugin: &str, version: &str) -> Result<Version> {
     let mut of = get(effects, plugin).await?;
     let approved = self::version(effects, plugin, version).await?;
     let manifest = read_manifest(&approved)?;
-    of.approved = manifest.grants.clone();
+    of.approved.extend(&manifest.grants);
     effects.put(plugin_key(plugin), json(&of)?, None)?;
     let (all, _) = versions(effects, plugin, None, of.versions as usize).await?;
     let mut answer = approved;

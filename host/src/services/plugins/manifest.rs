@@ -356,6 +356,24 @@ impl Grants {
         }
         beyond
     }
+
+    /// Add what `others` name.
+    pub fn extend(&mut self, others: &Grants) {
+        let own = [
+            &mut self.kv,
+            &mut self.kv_read,
+            &mut self.egress,
+            &mut self.secrets,
+            &mut self.flags,
+            &mut self.meters,
+            &mut self.limits,
+            &mut self.config,
+        ];
+        for (own, (_, others)) in own.into_iter().zip(others.lists()) {
+            let new: Vec<_> = others.iter().filter(|entry| !own.contains(entry)).cloned().collect();
+            own.extend(new);
+        }
+    }
 }
 
 /// What an invocation may use; absent is the plan's default.
