@@ -37,3 +37,49 @@ async fn a_panics_message_is_in_the_log() {
     let record = expect(acme.api(Method::GET, &format!("/invocations/{id}")), StatusCode::OK).await;
     assert!(record["log"].to_string().contains("panic"), "{record}");
 }
+
+#[tokio::test]
+async fn an_invocation_that_ends_after_a_later_one_is_in_the_stream_too() {
+    let server = Server::start();
+    let plan = json!({ "timeout_ms": 30_000, "fuel": 50_000_000_000_u64 });
+    expect(server.admin(Method::PUT, "/v1/plans/patient").json(&plan), StatusCode::OK).await;
+    let acme = server.tenant("acme").await;
+    expect(server.admin(Method::PATCH, "/v1/tenants/acme").json(&json!({ "plan": "patient" })), StatusCode::OK).await;
+    acme.deploy("guest-kv").await;
+    let mut stream = acme.api(Method::GET, "/logs").send().await.expect("an answer");
+    let mut text = String::new();
+    let mut streamed = async |id: &str| {
+        let until = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+        while !text.contains(id) {
+            let chunk = tokio::time::timeout_at(until, stream.chunk()).await.expect("it is streamed in time");
+            text += &String::from_utf8_lossy(&chunk.expect("the stream goes on").expect("more"));
+        }
+    };
+    let run = |ops: serde_json::Value| acme.call(Method::POST, "guest-kv", "/run").json(&json!({ "ops": ops })).send();
+    let id = |answer: &reqwest::Response| answer.headers()["chalet-invocation"].to_str().expect("an id").to_owned();
+    let slow = tokio::spawn(run(json!([{ "op": "spin", "rounds": 500_000_000_u64 }])));
+    // Begins after the slow one, and ends before it.
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    streamed(&id(&run(json!([])).await.expect("an answer"))).await;
+    let slow = slow.await.expect("no panic").expect("an answer");
+    assert_eq!(slow.status(), StatusCode::OK);
+    streamed(&id(&slow)).await;
+}
+
+#[tokio::test]
+async fn every_record_of_a_burst_is_found_though_only_some_are_written() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-hello").await;
+    let burst = (0..50).map(|_| acme.call(Method::GET, "guest-hello", "/").send());
+    for answer in futures_util::future::join_all(burst).await {
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::OK);
+        let id = answer.headers()["chalet-invocation"].to_str().expect("an id").to_owned();
+        let record = expect(acme.api(Method::GET, &format!("/invocations/{id}")), StatusCode::OK).await;
+        assert_eq!((&record["id"], &record["outcome"]), (&json!(id), &json!("ok")));
+    }
+    let written = expect(acme.api(Method::GET, "/invocations?limit=100"), StatusCode::OK).await;
+    let written = written["data"].as_array().expect("a list").len();
+    assert!((1..50).contains(&written), "{written} records were written");
+}

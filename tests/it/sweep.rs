@@ -5,6 +5,7 @@ use std::time::Duration;
 use chalet::effects::Space;
 use chalet::kernel::error::Kind;
 use chalet::services::directory::Directory;
+use chalet::services::invocations::{self, Line, Record};
 use chalet::services::plugins::components::{self, UNNAMED_MS};
 use chalet::services::plugins::manifest::Manifest;
 use chalet::services::plugins::{self, Version};
@@ -109,5 +110,43 @@ async fn a_component_that_no_version_names_is_removed() {
         bench.clock.advance(ms(2 * UNNAMED_MS + GRACE_MS));
         sweep().await;
         assert!(!there(&named).await, "a deleted plugin's bytes are removed");
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_keeps_its_latest_records() {
+    for bench in benches().await {
+        let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
+        let scope = directory.create("acme", "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
+        let ids: Vec<String> = (0..620).map(|n| format!("{n:032x}")).collect();
+        for some in ids.chunks(310) {
+            let mut effects = shard.begin(&scope);
+            for id in some {
+                let record = Record {
+                    id: id.clone(),
+                    plugin: "p".into(),
+                    version: "1.0.0".into(),
+                    trigger: "http".into(),
+                    outcome: "ok".into(),
+                    code: "200".into(),
+                    fuel: 0,
+                    duration_ms: 0,
+                    host_calls: 0,
+                    reruns: 0,
+                    error: None,
+                    started_at: String::new(),
+                    started_at_ms: 0,
+                };
+                let line = Line { level: "info".into(), message: "hello".into() };
+                invocations::record(&mut effects, &record, &[line]).expect("staged");
+            }
+            shard.commit(effects.into_set(None, None)).await.expect("committed");
+        }
+        sweep::trim(&bench.db, &shard, &scope, 50).await.expect("trimmed");
+        let (left, more) = invocations::list(&mut shard.begin(&scope), None, 100).await.expect("read");
+        let left: Vec<_> = left.into_iter().map(|record| record.id).collect();
+        assert_eq!((left, more), (ids.iter().rev().take(50).cloned().collect(), false));
+        let log = async |id: &str| invocations::log(&mut shard.begin(&scope), id).await.expect("read").len();
+        assert_eq!((log(&ids[619]).await, log(&ids[569]).await), (1, 0), "a log goes with its record");
     }
 }

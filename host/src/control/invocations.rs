@@ -1,6 +1,6 @@
 //! What happened in the tenant's invocations.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 
 use axum::Json;
@@ -13,7 +13,7 @@ use crate::control::page::{List, Page, next};
 use crate::control::{LOG_POLL, Tenant};
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
-use crate::kernel::error::Result;
+use crate::kernel::error::{Kind, Result};
 use crate::kernel::tenant::TenantScope;
 use crate::services::invocations::{self, Line, Record};
 
@@ -65,7 +65,11 @@ pub(super) async fn get(
 ) -> Result<Json<Detail>> {
     door.invoker.tally().flush().await;
     let mut effects = door.shard.begin(&scope);
-    let record = invocations::get(&mut effects, &id).await?;
+    let record = match invocations::get(&mut effects, &id).await {
+        // Of a burst only some are written; this node remembers its latest.
+        Err(error) if error.kind() == Kind::NotFound => door.invoker.tally().find(&scope, &id).ok_or(error)?,
+        found => found?,
+    };
     let log = invocations::log(&mut effects, &id).await?;
     Ok(Json(Detail { record, log }))
 }
@@ -78,7 +82,7 @@ pub(super) async fn logs(
     Tenant(scope): Tenant,
     Query(filter): Query<Filter>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let stream = Tail { door, scope, filter, seen: None, waiting: VecDeque::new(), first: true };
+    let stream = Tail { door, scope, filter, seen: HashSet::new(), waiting: VecDeque::new(), first: true };
     let events = futures_util::stream::unfold(stream, |mut tail| async move {
         let detail = tail.next().await?;
         let event = Event::default().id(detail.record.id.clone()).json_data(&detail).unwrap_or_default();
@@ -91,7 +95,8 @@ struct Tail {
     door: Door,
     scope: TenantScope,
     filter: Filter,
-    seen: Option<String>,
+    /// Ids of the last look. Invocations end in another order than they began in, which is that of their ids.
+    seen: HashSet<String>,
     waiting: VecDeque<Detail>,
     first: bool,
 }
@@ -124,11 +129,9 @@ impl Tail {
         self.door.invoker.tally().flush().await;
         let mut effects = self.door.shard.begin(&self.scope);
         let (records, _) = invocations::list(&mut effects, None, LOOK).await?;
-        let seen = self.seen.clone();
-        if let Some(latest) = records.first() {
-            self.seen = Some(latest.id.clone());
-        }
-        let new = records.into_iter().take_while(|record| seen.as_ref().is_none_or(|seen| record.id > *seen));
+        let seen = records.iter().map(|record| record.id.clone()).collect();
+        let seen = std::mem::replace(&mut self.seen, seen);
+        let new = records.into_iter().filter(|record| !seen.contains(&record.id));
         for record in new.collect::<Vec<_>>().into_iter().rev() {
             if self.filter.plugin.as_ref().is_some_and(|plugin| *plugin != record.plugin) {
                 continue;

@@ -92,11 +92,11 @@ impl Tally {
         state.recent.push_back((tenant.clone(), record));
     }
 
-    /// A tenant's records that this node still has in memory, the latest first.
-    pub fn recent(&self, scope: &TenantScope, limit: usize) -> Vec<Record> {
+    /// A record of a tenant that this node still has in memory, if it was not written too.
+    pub fn find(&self, scope: &TenantScope, id: &str) -> Option<Record> {
         let state = self.state();
-        let own = state.recent.iter().rev().filter(|(tenant, _)| tenant == scope.id());
-        own.take(limit).map(|(_, record)| record.clone()).collect()
+        let mut latest = state.recent.iter().rev();
+        latest.find(|(tenant, record)| tenant == scope.id() && record.id == id).map(|(_, record)| record.clone())
     }
 
     /// Write all that waits. What cannot be written now waits for the next flush.

@@ -1,7 +1,7 @@
 //! What happened in each invocation, for the people who have to explain it: records and logs.
 //!
 //! Everything with effects is recorded in its own commit. Keys are inverted ids, so that the latest comes
-//! first. Records and logs expire with the plan's retention.
+//! first. Records and logs expire with the plan's retention, the oldest earlier where there are very many.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::effects::{Effects, Key, Space};
 use crate::kernel::error::{Error, Result};
 
-const RECORDS: Space = Space::named("invocations");
+pub(super) const RECORDS: Space = Space::named("invocations");
 const LOGS: Space = Space::named("invocations/logs");
+/// Records that a tenant keeps: what a person can look through, and a bound on what a busy plugin stores.
+pub const KEPT: u32 = 100_000;
 
 /// One invocation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -99,4 +101,10 @@ pub async fn list(effects: &mut Effects, after: Option<&str>, limit: usize) -> R
     let (rows, more) = effects.list(&range, limit).await?;
     let records = rows.iter().map(|(_, row)| serde_json::from_slice(&row.value.to_bytes()).map_err(Error::internal));
     Ok((records.collect::<Result<_>>()?, more))
+}
+
+/// Stage the removal of a record, by its row's key, and of its log.
+pub(super) fn remove(effects: &mut Effects, key: Vec<u8>) -> Result<()> {
+    effects.delete(LOGS.key(key.clone()))?;
+    effects.delete(RECORDS.key(key))
 }

@@ -1,13 +1,14 @@
-//! What nobody can see any more is removed some time later: expired rows, and component bytes that no
-//! version names.
+//! What nobody can see any more is removed some time later: expired rows, component bytes that no
+//! version names, and records of invocations beyond what a tenant keeps.
 
 use bytes::Bytes;
 
 use crate::effects::{Shard, Space};
 use crate::kernel::db::{Db, column, failed};
 use crate::kernel::error::Result;
-use crate::kernel::tenant::TenantId;
+use crate::kernel::tenant::{TenantId, TenantScope};
 use crate::services::directory::Directory;
+use crate::services::invocations;
 use crate::services::plugins::components;
 
 /// How long an expired row stays: longer than any invocation whose clock still shows it alive.
@@ -76,6 +77,7 @@ async fn sweep(
         shard.commit(effects.into_set(None, None)).await?;
     }
     components::sweep(db, shard, &scope).await?;
+    trim(db, shard, &scope, invocations::KEPT).await?;
     // The next look is due when the next row is; but at least once an hour, because a commit may have written
     // a row that expires earlier while this ran.
     let mut transaction = db.tenant(tenant).await?;
@@ -94,4 +96,29 @@ async fn sweep(
         .await
         .map_err(failed)?;
     transaction.commit().await.map_err(failed)
+}
+
+/// Remove what is older than the latest `kept` records of invocations.
+pub async fn trim(db: &Db, shard: &Shard, scope: &TenantScope, kept: u32) -> Result<()> {
+    loop {
+        let mut transaction = db.tenant(scope.id()).await?;
+        let oldest =
+            sqlx::query("select key from rows where tenant_id = $1 and space = $2 order by key limit $3 offset $4")
+                .bind(scope.id().as_str())
+                .bind(invocations::RECORDS.as_str())
+                .bind(ROWS)
+                .bind(i64::from(kept))
+                .fetch_all(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
+        if oldest.is_empty() {
+            return Ok(());
+        }
+        let mut effects = shard.begin(scope);
+        for row in &oldest {
+            invocations::remove(&mut effects, column(row, "key")?)?;
+        }
+        shard.commit(effects.into_set(None, None)).await?;
+    }
 }
