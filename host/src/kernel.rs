@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod db;
 pub mod error;
+pub mod header;
 pub mod id;
 pub mod secret;
 pub mod task;

@@ -12,6 +12,7 @@ use crate::gateway::Door;
 use crate::gateway::respond::problem;
 use crate::invocation::{Done, Work};
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::header::is_hop_by_hop;
 use crate::kernel::tenant::TenantScope;
 use crate::services::idempotency::{self, Cause};
 use crate::services::keys::{Principal, Right};
@@ -19,19 +20,6 @@ use crate::services::limits::{self, Admission};
 use crate::services::plugins::Released;
 use crate::services::plugins::manifest::Auth;
 use crate::triggers::{Call, http};
-
-/// Headers that concern one connection and not the message (RFC 9110, 7.6.1), or that the host answers for.
-const HOP_BY_HOP: [&str; 9] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 fn no_route() -> Error {
     Error::not_found("no such tenant, plugin or route")
@@ -181,7 +169,7 @@ pub(crate) async fn read_body(body: Body, limit: u64) -> Result<Bytes> {
 fn guest_headers(headers: &HeaderMap, credential: bool) -> Vec<(String, Bytes)> {
     headers
         .iter()
-        .filter(|(name, _)| !HOP_BY_HOP.contains(&name.as_str()))
+        .filter(|(name, _)| !is_hop_by_hop(name.as_str()))
         .filter(|(name, _)| !credential || !matches!(name.as_str(), "authorization" | "x-api-key"))
         .map(|(name, value)| (name.as_str().to_owned(), Bytes::copy_from_slice(value.as_bytes())))
         .collect()
@@ -196,7 +184,7 @@ pub(super) fn render(done: Done) -> Response {
     for (name, value) in done.answer.headers {
         // Validated when the guest answered; a stored answer of an older host may still hold others.
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_maybe_shared(value))
-            && !HOP_BY_HOP.contains(&name.as_str())
+            && !is_hop_by_hop(name.as_str())
         {
             headers.append(name, value);
         }

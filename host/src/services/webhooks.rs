@@ -56,14 +56,7 @@ pub struct Source {
 impl From<&manifest::Webhook> for Source {
     /// What a manifest says: its `hmac` is an HMAC-SHA-256 of the body in hexadecimal in `X-Signature`.
     fn from(webhook: &manifest::Webhook) -> Self {
-        let verify = match webhook.verify {
-            manifest::Verify::Stripe => Scheme::Stripe,
-            manifest::Verify::Github => Scheme::Github,
-            manifest::Verify::Shopify => Scheme::Shopify,
-            manifest::Verify::Slack => Scheme::Slack,
-            manifest::Verify::StandardWebhooks => Scheme::StandardWebhooks,
-            manifest::Verify::Hmac => Scheme::Hmac,
-        };
+        let verify = webhook.verify;
         let hmac = (verify == Scheme::Hmac).then(|| Generic {
             header: "x-signature".into(),
             algorithm: Algorithm::default(),

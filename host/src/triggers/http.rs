@@ -9,26 +9,15 @@ use crate::engine::Program;
 use crate::engine::bindings::chalet::platform::types;
 use crate::engine::bindings::exports::chalet::platform::http_trigger;
 use crate::engine::guest::Guest;
+use crate::kernel::header::is_hop_by_hop;
 use crate::triggers::{Failure, not_exported};
 
 /// Headers of a response; servers in front of us allow about 100.
 const HEADERS: usize = 100;
 /// Bytes of their names and values: what nginx and HAProxy take by default.
 const HEADER_BYTES: usize = 16 << 10;
-/// What belongs to one connection, or is the host's to say; taken out of a guest's response.
-const NOT_THE_GUESTS: [&str; 11] = [
-    "chalet-invocation",
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+/// What is the host's to say; taken out of a guest's response with what belongs to the connection.
+const NOT_THE_GUESTS: [&str; 2] = ["chalet-invocation", "content-length"];
 
 /// A request as a guest sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +105,9 @@ pub(super) fn check(response: types::Response, body_bytes: u64) -> Result<Respon
         }
         headers.push((name.as_str().to_owned(), Bytes::from(value)));
     }
-    headers.retain(|(name, _)| !NOT_THE_GUESTS.contains(&name.as_str()) && !of_connection.contains(name));
+    headers.retain(|(name, _)| {
+        !is_hop_by_hop(name) && !NOT_THE_GUESTS.contains(&name.as_str()) && !of_connection.contains(name)
+    });
     Ok(Response { status, headers, body: response.body.into() })
 }
 

@@ -18,33 +18,15 @@ use tokio_util::task::AbortOnDropHandle;
 use super::target::Target;
 use super::{HEADER_BYTES, HEADERS, REQUEST_BYTES, RESPONSE_BYTES, Request, Response};
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::header::is_hop_by_hop;
 
 /// How long one address may take to accept before the next is tried.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Addresses that are tried.
 const TRIES: usize = 4;
 
-/// Headers that the host writes itself, or that concern one connection only (RFC 9110, section 7.6.1).
-const RESERVED: &[&str] = &[
-    "connection",
-    "content-length",
-    "expect",
-    "forwarded",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "via",
-];
-/// Headers of a response that concern the connection only.
-const HOP_BY_HOP: &[&str] =
-    &["connection", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade"];
+/// Headers that the host writes itself, beside those of the connection.
+const RESERVED: &[&str] = &["content-length", "expect", "forwarded", "host", "http2-settings", "via"];
 const METHODS: &[Method] =
     &[Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
 
@@ -67,7 +49,7 @@ pub(super) fn message(target: &Target, request: &Request) -> Result<http::Reques
     for (name, value) in &request.headers {
         let name = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| bad("a header's name is no token; correct it".into()))?;
-        if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("proxy-") {
+        if RESERVED.contains(&name.as_str()) || is_hop_by_hop(name.as_str()) {
             return Err(bad(format!("the header {name} is written by the host; leave it out")));
         }
         let value = HeaderValue::from_bytes(value)
@@ -150,7 +132,7 @@ async fn talk(
         }
         bytes.extend_from_slice(&data);
     }
-    let kept = head.headers.iter().filter(|(name, _)| !HOP_BY_HOP.contains(&name.as_str()));
+    let kept = head.headers.iter().filter(|(name, _)| !is_hop_by_hop(name.as_str()));
     Ok(Response {
         status: head.status.as_u16(),
         headers: kept

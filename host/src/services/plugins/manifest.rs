@@ -15,6 +15,8 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 use wasmparser::{Parser, Payload};
 
+use crate::services::webhooks::Scheme;
+
 /// The custom section that holds the manifest as JSON, in the component itself.
 pub const SECTION: &str = "chalet:manifest";
 /// The custom section that holds the SDK's version as text, in the component's core module.
@@ -229,27 +231,9 @@ pub struct Webhook {
     /// 1 to 64 of `a-z 0-9 -`.
     pub source: String,
     /// How its signature is verified.
-    pub verify: Verify,
+    pub verify: Scheme,
     /// The name of the secret that it is verified with; the plugin itself need not be granted it.
     pub secret: String,
-}
-
-/// The signature schemes that the host verifies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verify {
-    /// `Stripe-Signature`.
-    Stripe,
-    /// `X-Hub-Signature-256`.
-    Github,
-    /// `X-Shopify-Hmac-Sha256`.
-    Shopify,
-    /// `X-Slack-Signature`.
-    Slack,
-    /// `webhook-signature`, as standardwebhooks.com says.
-    StandardWebhooks,
-    /// An HMAC-SHA256 of the body, in hexadecimal, in `X-Signature`.
-    Hmac,
 }
 
 /// Events that the plugin handles.
@@ -750,7 +734,7 @@ mod tests {
     fn every_table_reads_and_survives_the_json_form() {
         let manifest = Manifest::from_toml(FULL).unwrap();
         assert_eq!(manifest.http.as_ref().unwrap().routes[0].to_string(), "GET /orders/{id}");
-        assert_eq!(manifest.webhooks[1].verify, Verify::StandardWebhooks);
+        assert_eq!(manifest.webhooks[1].verify, Scheme::StandardWebhooks);
         assert_eq!(manifest.limits.fuel, Some(500_000_000));
         assert_eq!(Manifest::from_json(&manifest.to_json()).unwrap(), manifest);
         let carried = component(&[("other", b"x"), (SECTION, &manifest.to_json())]);
