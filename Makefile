@@ -6,17 +6,21 @@
 demo:
 	cargo run --quiet --bin chalet -- demo --once
 
-# All tests: units, plugins and documentation first, the integration tests last.
+# The test guests, which are a workspace of their own.
+GUESTS = --manifest-path tests/guests/Cargo.toml --workspace
+
+# All tests: the SDK's suites on its own host, documentation, units, the plugins' own, and the integration tests.
 test: prepare
-	cargo test --workspace --lib --bins
+	cargo test $(GUESTS)
 	cargo test --workspace --doc
-	cargo test --workspace --test it
+	cargo test --workspace --tests
 
 # Formatting, lints and documentation, each warning an error; licences and sources where cargo-deny is installed.
 lint:
 	cargo fmt --all --check
 	cd tests/guests && cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy $(GUESTS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; \
 	else echo "cargo-deny is not installed: licences and sources were not checked (cargo install cargo-deny)"; fi
