@@ -10,6 +10,7 @@ mod authorization;
 mod cli;
 mod context;
 mod crash;
+mod demo;
 mod durability;
 mod flags;
 mod history;

@@ -372,7 +372,8 @@ async fn endless(stage: &Stage) -> Result<String> {
     for call in looping {
         code = call.await.map_err(|error| Failure::Failed(error.to_string()))??.expect(504)?.code();
     }
-    if calls < 5 || slowest.as_millis() > 1_000 {
+    // Whoever had to wait for the loops took as long as they did, however fast the machine is.
+    if calls < 5 || slowest.as_secs_f64() > took / 2.0 {
         return failed(format!("{calls} calls of the other tenant, the slowest in {} ms", slowest.as_millis()));
     }
     Ok(format!(
