@@ -176,8 +176,13 @@ pub(super) fn cause(parts: &axum::http::request::Parts, caller: &str, body: &[u8
     let key = idempotency::parse_key(key.as_bytes())?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    let fingerprint =
-        idempotency::fingerprint(&[parts.method.as_str().as_bytes(), target.as_bytes(), content_type, body]);
+    let mut asked = vec![parts.method.as_str().as_bytes(), target.as_bytes(), content_type, body];
+    // An event in CloudEvents' binary mode stands in headers, and another event is another request.
+    let attributes = parts.headers.iter().filter(|(name, _)| name.as_str().starts_with("ce-"));
+    let mut attributes: Vec<_> = attributes.map(|(name, value)| [name.as_str().as_bytes(), value.as_bytes()]).collect();
+    attributes.sort_unstable();
+    asked.extend(attributes.iter().flatten());
+    let fingerprint = idempotency::fingerprint(&asked);
     let route = parts.extensions.get::<axum::extract::MatchedPath>().map_or("", |path| path.as_str());
     let route = format!("{} {route}", parts.method);
     Ok(Some(Cause::new(&format!("key {caller}"), &route, &key, fingerprint, idempotency::API_MS)))
