@@ -86,9 +86,17 @@ impl Change {
             let held = door.idempotency.claim(&self.scope, cause, LEASE).await;
             self.claim = Some(held.map_err(IntoResponse::into_response)?);
         }
-        let mut effects = door.shard.begin(&self.scope);
+        let found = self.find().await;
+        if found.is_err() {
+            self.release().await;
+        }
+        found
+    }
+
+    async fn find(&self) -> Result<Effects, Response> {
+        let mut effects = self.door.shard.begin(&self.scope);
         if let Some(cause) = &self.cause {
-            match door.idempotency.find_versioned(&mut effects, cause).await {
+            match self.door.idempotency.find_versioned(&mut effects, cause).await {
                 Ok(None) => {}
                 Ok(Some((answer, version))) => {
                     let mut response = self.rendered(answer, version);
@@ -105,10 +113,15 @@ impl Change {
     pub(super) async fn end(&mut self, effects: Effects, answer: Result<Answer>) -> Option<Response> {
         self.runs += 1;
         let response = self.conclude(effects, answer).await?;
+        self.release().await;
+        Some(response)
+    }
+
+    /// Give the key back before the answer leaves, so that whoever has the answer may ask again at once.
+    async fn release(&mut self) {
         if let Some(held) = self.claim.take() {
             held.release().await;
         }
-        Some(response)
     }
 
     async fn conclude(&self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
