@@ -1,5 +1,6 @@
 #!/bin/sh
-# What the tests need beside cargo: a C compiler for the bundled SQLite, and PostgreSQL's server programs.
+# What the tests need beside cargo: a C compiler for the bundled SQLite, PostgreSQL's server programs, strace, and Node 18
+# or later with npm, which fetches other people's clients.
 # As root, or with CI=true, missing packages are installed; otherwise they are named.
 set -eu
 
@@ -8,6 +9,8 @@ command -v cc >/dev/null || missing="$missing gcc"
 set -- /usr/lib/postgresql/*/bin/initdb
 [ -x "$1" ] || command -v initdb >/dev/null || missing="$missing postgresql"
 command -v strace >/dev/null || missing="$missing strace"
+command -v node >/dev/null || missing="$missing nodejs"
+command -v npm >/dev/null || missing="$missing npm"
 [ -z "$missing" ] && exit 0
 
 if [ "$(id -u)" = 0 ] || [ "${CI:-}" = true ]; then

@@ -18,6 +18,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
 
 use crate::effects::Shard;
 use crate::engine::guest::Services;
@@ -65,6 +66,8 @@ pub struct Parts {
     pub engine: crate::engine::Engine,
     /// Counts for operators.
     pub metrics: Metrics,
+    /// Cancelled when the node is told to stop: an answer without an end ends then.
+    pub stopping: CancellationToken,
 }
 
 impl Door {

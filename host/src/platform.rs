@@ -89,6 +89,7 @@ impl Platform {
             credentials: Credentials::new(keys.clone()),
             plugins: Plugins::new(shard.clone()),
             metrics: Metrics::new(),
+            stopping: CancellationToken::new(),
             db,
             shard,
             directory,
@@ -122,6 +123,7 @@ impl Platform {
         let server = axum::serve(listener, service).with_graceful_shutdown(async move { stopped.cancelled().await });
         let drained = async {
             stop.cancelled().await;
+            self.door.stopping.cancel();
             tokio::time::sleep(DRAIN).await;
         };
         tokio::select! {

@@ -1,12 +1,15 @@
 //! The commands as people type them: what they print, and how they end.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
 
-use serde_json::Value;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
 
-use crate::kit::guests::component;
-use crate::kit::server::{ADMIN, Server, binary};
+use crate::kit::guests::{component, numbered};
+use crate::kit::postgres;
+use crate::kit::server::{ADMIN, Server, Setup, binary, expect};
 
 /// What a command printed, and its exit code.
 struct Ended {
@@ -27,25 +30,65 @@ impl Ended {
     }
 }
 
-/// Run `chalet` with these arguments, separated by blanks, against this server.
-fn chalet(server: &Server, key: Option<&str>, arguments: &str, stdin: &[u8]) -> Ended {
+/// `chalet` with these arguments, separated by blanks, in this folder, without what the caller's environment says.
+fn command(folder: &Path, arguments: &str) -> Command {
     let mut command = Command::new(binary());
-    command.args(arguments.split_whitespace()).env("CHALET_URL", &server.url).env_remove("CHALET_KEY");
-    command.env_remove("CHALET_TENANT").current_dir(server.data.path());
-    if let Some(key) = key {
-        command.env("CHALET_KEY", key);
+    command.args(arguments.split_whitespace()).current_dir(folder);
+    for name in ["CHALET_URL", "CHALET_KEY", "CHALET_TENANT", "CHALET_DATABASE_URL", "CHALET_DATABASE_OWNER_URL"] {
+        command.env_remove(name);
     }
-    let mut running = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary is built");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Run a command to its end.
+fn run(command: &mut Command, stdin: &[u8]) -> Ended {
+    let mut running = command.spawn().expect("the binary is built");
     // A command that ends without reading closes the pipe; that is its right.
     let _ = running.stdin.take().expect("stdin is piped").write_all(stdin);
     let output = running.wait_with_output().expect("it ends");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
     Ended { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A client command against this server.
+fn client(server: &Server, key: Option<&str>, arguments: &str) -> Command {
+    let mut command = command(server.data.path(), arguments);
+    command.env("CHALET_URL", &server.url).envs(key.map(|key| ("CHALET_KEY", key)));
+    command
+}
+
+/// Run a client command against this server.
+fn chalet(server: &Server, key: Option<&str>, arguments: &str, stdin: &[u8]) -> Ended {
+    run(&mut client(server, key, arguments), stdin)
+}
+
+/// A client command that is still running, line by line.
+struct Running {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut process = command.spawn().expect("the binary is built");
+        let lines = BufReader::new(process.stdout.take().expect("stdout is piped")).lines();
+        Self { process, lines }
+    }
+
+    /// The next line that contains this; what came before is passed over.
+    fn line(&mut self, part: &str) -> String {
+        let line = self.lines.by_ref().map(|line| line.expect("it prints UTF-8")).find(|line| line.contains(part));
+        line.unwrap_or_else(|| panic!("it ended without a line with {part}"))
+    }
+
+    /// Press Ctrl-C, and the lines that were still to be read.
+    fn interrupt(mut self) -> Vec<String> {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+        self.process.wait().expect("it ends");
+        self.lines.map(|line| line.expect("it prints UTF-8")).collect()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,8 +129,8 @@ async fn a_tenant_admin_sees_what_the_plugin_did() {
     acme.deploy("guest-log").await;
     acme.deploy("pricing").await;
     let own = |arguments: &str| chalet(&server, Some(&acme.key), arguments, b"");
-    let order = serde_json::json!({ "sku": "a", "quantity": 1, "list_cents": 1 });
-    let answer = acme.call(reqwest::Method::POST, "pricing", "/price").json(&order).send().await.expect("an answer");
+    let order = json!({ "sku": "a", "quantity": 1, "list_cents": 1 });
+    let answer = acme.call(Method::POST, "pricing", "/price").json(&order).send().await.expect("an answer");
     let id = answer.headers()["chalet-invocation"].to_str().expect("an id").to_owned();
     assert!(own("invocations --tenant acme").ok().contains(&id));
     assert!(own(&format!("invocations {id} --tenant acme")).ok().contains("pricing 1.0.0"));
@@ -125,4 +168,275 @@ async fn errors_say_what_to_do_and_how_the_command_was_wrong() {
     let nowhere = chalet(&server, Some(ADMIN), "tenant list --url http://127.0.0.1:1", b"");
     assert_eq!(nowhere.code, 1);
     assert!(nowhere.stderr.contains("chalet serve"), "{}", nowhere.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_refused_until_it_is_migrated() {
+    let database = tokio::task::spawn_blocking(postgres::shared).await.expect("a cluster").empty_database().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |url: &str, arguments: &str| {
+        let mut command = command(folder.path(), arguments);
+        command.env("CHALET_DATABASE_URL", url).env("CHALET_MASTER_KEY", "5e".repeat(32));
+        run(command.env("CHALET_LISTEN", "127.0.0.1:0").env("CHALET_ADMIN_KEY", ADMIN), b"")
+    };
+    let examined = |url: &str| {
+        let ended = at(url, "doctor");
+        let line =
+            ended.stdout.lines().find(|line| line.contains("database ")).expect("a line on the database").to_owned();
+        (ended.code, line, ended.stdout)
+    };
+    let (code, line, all) = examined(&database.url);
+    assert!(code == 1 && line.starts_with("broken") && all.contains("chalet migrate"), "{all}");
+    let early = at(&database.url, "serve");
+    assert!(early.code == 1 && early.stderr.contains("chalet migrate"), "{}", early.stderr);
+
+    let migrate = |arguments: &str| run(&mut command(folder.path(), &format!("migrate {arguments}")), b"");
+    assert_eq!(migrate("").code, 2, "whose database is not said");
+    assert_eq!(migrate("--owner-url postgres://chalet_owner@127.0.0.1:1/none").code, 1);
+    for _ in 0..2 {
+        let migrated = migrate(&format!("--owner-url {}", database.owner_url));
+        assert!(
+            migrated.code == 0 && migrated.stderr.contains("the role chalet_app may use it"),
+            "{}",
+            migrated.stderr
+        );
+    }
+    let (code, line, all) = examined(&database.url);
+    assert!(code == 0 && line.starts_with("ok") && line.contains("the role is as it should be"), "{all}");
+    let (code, line, all) = examined(&database.owner_url);
+    assert!(code == 1 && line.starts_with("broken"), "the owner may do too much: {all}");
+    let server = Server::start_with(Setup::on(&database));
+    chalet(&server, Some(ADMIN), "tenant create acme", b"").ok();
+}
+
+#[test]
+fn the_doctor_sees_what_is_there_and_what_is_broken() {
+    let server = Server::start();
+    let examine = |folder: &Path, listen: &str| {
+        let mut command = command(server.data.path(), &format!("doctor --data {}", folder.display()));
+        run(command.env("CHALET_LISTEN", listen), b"")
+    };
+    let address = server.url.trim_start_matches("http://");
+    let running = examine(server.data.path(), address).ok();
+    assert!(running.contains(&format!("a server answers at {}", server.url)), "{running}");
+    assert!(running.contains("SQLite 3.") && running.contains("can be written"), "{running}");
+
+    let other = tempfile::tempdir().expect("a folder");
+    let fresh = examine(&other.path().join("data"), "127.0.0.1:0").ok();
+    assert!(fresh.contains("will be made at the first start") && fresh.contains("SQLite, made at"), "{fresh}");
+    std::fs::write(other.path().join("chalet.sqlite"), "no database at all").expect("the folder can be written");
+    let broken = examine(other.path(), "127.0.0.1:0");
+    assert!(broken.code == 1 && broken.stdout.contains("restore the file from a backup"), "{}", broken.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_follow_what_happens_after_they_were_asked_for() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-log").await;
+    acme.deploy("guest-hello").await;
+    let write = |message: &str| {
+        let lines = json!({ "lines": [{ "level": "warn", "message": message }], "then": null });
+        expect(acme.call(Method::POST, "guest-log", "/log").json(&lines), StatusCode::NO_CONTENT)
+    };
+    write("before").await;
+    let mut all = Running::start(client(&server, Some(&acme.key), "logs -f --tenant acme"));
+    let mut one =
+        Running::start(client(&server, Some(&acme.key), "logs --follow --json --tenant acme --plugin guest-log"));
+    // Both follow once they have shown what was there.
+    all.line("before");
+    one.line("before");
+    expect(acme.call(Method::GET, "guest-hello", "/"), StatusCode::OK).await;
+    assert!(all.line("guest-hello").contains(" http ok "));
+    write("after").await;
+    assert_eq!(all.line("after").trim(), "warn  after");
+    let next: Value = serde_json::from_str(&one.line("{")).expect("one JSON object a line");
+    assert_eq!((&next["plugin"], &next["log"][0]["message"]), (&json!("guest-log"), &json!("after")));
+    assert_eq!(one.interrupt(), Vec::<String>::new(), "nothing is said twice");
+
+    let asked = std::time::Instant::now();
+    assert!(server.stop().success());
+    assert!(asked.elapsed() < std::time::Duration::from_secs(10), "a follower does not hold the server up");
+    assert_eq!(all.process.wait().expect("it ends").code(), Some(1), "the stream was not ended by its reader");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_shown_by_meter_time_and_group() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-meters").await;
+    for (value, model) in [("1.5", "small"), ("2", "large")] {
+        let record = json!({ "meter": "tokens", "value": value, "dimensions": { "model": model }, "fail": false });
+        expect(acme.call(Method::POST, "guest-meters", "/record").json(&record), StatusCode::OK).await;
+    }
+    let own = |arguments: &str| chalet(&server, Some(&acme.key), &format!("usage --tenant acme {arguments}"), b"");
+    let meters = own("").ok();
+    assert!(meters.contains("\ntokens ") && meters.contains("recorded") && meters.contains("\nfuel "), "{meters}");
+    let grouped = own("--meter tokens --group-by model").ok();
+    let rows: Vec<Vec<&str>> = grouped.lines().skip(1).map(|line| line.split_whitespace().skip(4).collect()).collect();
+    assert_eq!(rows, [["model=large", "2"], ["model=small", "1.5"]], "{grouped}");
+    assert_eq!(own("--meter tokens --window day --json").json()["data"][0]["value"], "3.5");
+    assert_eq!(own("--meter invocations --json").json()["data"][0]["value"], "2");
+    let before = own("--meter tokens --from 2020-01-01T00:00:00Z --to 2020-01-02T00:00:00Z --json").json();
+    assert_eq!(before["data"][0]["value"], "0");
+    assert_eq!(own("--meter tokens --window week").code, 2);
+    assert_eq!(own("--from 2020-01-01T00:00:00Z").code, 2, "of which meter is not said");
+    let unknown = own("--meter nothing");
+    assert!(unknown.code == 1 && unknown.stderr.contains("meter_missing"), "{}", unknown.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_shown_once_and_opens_doors_until_it_is_revoked() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    let own = |arguments: &str| chalet(&server, Some(&acme.key), arguments, b"");
+    let made = own("key create reader --tenant acme --scope tenant:read,invoke");
+    assert!(made.stderr.contains("tenant:read") && made.stderr.contains("not shown again"), "{}", made.stderr);
+    let key = made.ok().trim().to_owned();
+    let (id, secret) = key.rsplit_once('_').expect("an id and a secret");
+    let id = id.trim_start_matches("chalet_");
+    let reader = |arguments: &str| chalet(&server, Some(&key), arguments, b"");
+    reader("plugins --tenant acme").ok();
+    let forbidden = reader("key list --tenant acme");
+    assert!(forbidden.code == 1 && forbidden.stderr.contains("tenant:admin"), "{}", forbidden.stderr);
+    let listed = own("key list --tenant acme").ok();
+    let row = listed.lines().find(|line| line.starts_with(id)).expect("the key is listed");
+    assert!(row.contains("reader") && row.contains("invoke") && !listed.contains(secret), "{listed}");
+    own(&format!("key delete {id} --tenant acme")).ok();
+    let revoked = reader("plugins --tenant acme");
+    assert!(revoked.code == 1 && revoked.stderr.contains("unauthenticated"), "{}", revoked.stderr);
+    assert_eq!(own("key create wide --tenant acme --scope platform:admin").code, 2);
+    assert_eq!(own("key create none --tenant acme").code, 2, "what it may do is not said");
+    assert_eq!(own(&format!("key delete {id} --tenant acme")).code, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flags_are_set_read_and_evaluated() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    let own = |arguments: &str, stdin: &str| chalet(&server, Some(&acme.key), arguments, stdin.as_bytes());
+    assert_eq!(own("flag get --tenant acme", "").code, 1, "there is no document yet");
+    let document = json!({ "flags": { "size": { "state": "ENABLED", "variants": { "small": 1, "large": 2 },
+        "defaultVariant": "small", "targeting": { "if": [{ ">": [{ "var": "seats" }, 9] }, "large"] } } } });
+    let set = own("flag set - --tenant acme", &document.to_string());
+    assert!(set.code == 0 && set.stderr.contains("acme has 1 flag"), "{}", set.stderr);
+    assert_eq!(own("flag get --tenant acme", "").json(), document);
+    let evaluated = own("flag eval size --targeting-key u1 --with seats=10", "").ok();
+    let facts: Vec<_> = evaluated.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    assert_eq!(facts, [["value", "2"], ["variant", "large"], ["reason", "TARGETING_MATCH"]]);
+    assert_eq!(own("flag eval size --with seats=9 --json", "").json()["value"], 1);
+    let unknown = own("flag eval nothing", "");
+    assert!(unknown.code == 1 && unknown.stderr.contains("FLAG_NOT_FOUND"), "{}", unknown.stderr);
+    assert_eq!(own("flag eval size --with seats", "").code, 2);
+    for (wrong, why) in [("{", "no JSON"), (r#"{"flags":{"x":{}}}"#, "state")] {
+        let refused = own("flag set - --tenant acme", wrong);
+        assert!(refused.code == 1 && refused.stderr.contains(why), "{wrong}: {}", refused.stderr);
+    }
+    assert_eq!(own("flag get --tenant acme", "").json(), document, "what was refused changed nothing");
+    let operator = chalet(&server, Some(ADMIN), "flag eval size", b"");
+    assert!(operator.code == 1 && operator.stderr.contains("tenant's key"), "{}", operator.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_set_read_and_looked_at_without_counting() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    let own = |arguments: &str, stdin: &str| chalet(&server, Some(&acme.key), arguments, stdin.as_bytes());
+    let file = server.data.path().join("limits.json");
+    std::fs::write(&file, r#"{"limits":[{"name":"mails","rate":3,"per":"hour"}]}"#).expect("the folder can be written");
+    own("limit set limits.json --tenant acme", "").ok();
+    assert_eq!(own("limit get --tenant acme", "").json()["limits"][0]["name"], "mails");
+    for (cost, left) in [(0, 3), (2, 1), (0, 1), (1, 0)] {
+        let checked = own(&format!("limit check mails u1 --tenant acme --cost {cost}"), "").ok();
+        assert_eq!(checked.trim(), format!("allowed, {left} of 3 left"));
+    }
+    let refused = own("limit check mails u1 --tenant acme --json", "");
+    let decision: Value = serde_json::from_str(&refused.stdout).expect("JSON");
+    assert!(refused.code == 1 && decision["allowed"] == false, "{decision}");
+    own("limit check mails u2 --tenant acme", "").ok();
+    let unknown = own("limit check nothing u1 --tenant acme", "");
+    assert!(unknown.code == 1 && unknown.stderr.contains("limit_missing"), "{}", unknown.stderr);
+    assert_eq!(own("limit set nowhere.json --tenant acme", "").code, 1);
+    let wrong = own("limit set - --tenant acme", r#"{"limits":[{"name":"mails","rate":3,"per":"fortnight"}]}"#);
+    assert!(wrong.code == 1 && wrong.stderr.contains("fortnight"), "{}", wrong.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_gives_the_traffic_back_to_the_release_before() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    let own = |arguments: &str| chalet(&server, Some(&acme.key), arguments, b"");
+    for version in ["1.0.0", "1.1.0"] {
+        let file = server.data.path().join(format!("{version}.wasm"));
+        std::fs::write(file, numbered("guest-hello", version)).expect("the folder can be written");
+    }
+    let answering = async || {
+        expect(acme.call(Method::GET, "guest-hello", "/"), StatusCode::OK).await;
+        own("invocations --tenant acme --limit 1 --json").json()["data"][0]["version"].clone()
+    };
+    own("deploy 1.0.0.wasm --tenant acme --approve").ok();
+    let canary = own("deploy 1.1.0.wasm --tenant acme --percent 10").ok();
+    assert!(canary.contains("1.1.0 (10%)") && canary.contains("1.0.0 (90%)"), "{canary}");
+    own("deploy 1.1.0.wasm --tenant acme").ok();
+    assert_eq!(answering().await, "1.1.0");
+    assert!(own("rollback guest-hello --tenant acme").ok().contains("runs 1.1.0 (10%), 1.0.0 (90%)"));
+    assert!(own("rollback guest-hello --tenant acme").ok().contains("guest-hello runs 1.0.0"));
+    assert_eq!(answering().await, "1.0.0");
+    let versions = own("plugins guest-hello --tenant acme").ok();
+    let traffic: Vec<_> = versions.lines().skip(1).map(|line| line.split("  ").next().unwrap_or_default()).collect();
+    assert_eq!(traffic.len(), 2, "{versions}");
+    assert_eq!(own("rollback nothing --tenant acme").code, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invocations_are_listed_the_latest_first_with_what_became_of_them() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-log").await;
+    let mut ids = Vec::new();
+    for then in [json!(null), json!("fail"), json!("panic")] {
+        let request = json!({ "lines": [{ "level": "info", "message": "a line" }], "then": then });
+        let answer = acme.call(Method::POST, "guest-log", "/log").json(&request).send().await.expect("an answer");
+        ids.push(answer.headers()["chalet-invocation"].to_str().expect("an id").to_owned());
+    }
+    let own =
+        |arguments: &str| chalet(&server, Some(&acme.key), &format!("invocations --tenant acme {arguments}"), b"");
+    let listed = own("").ok();
+    let rows: Vec<_> = listed.lines().skip(1).map(str::to_owned).collect();
+    let outcomes = ["failed", "rejected", "ok"];
+    for ((row, id), outcome) in rows.iter().zip(ids.iter().rev()).zip(outcomes) {
+        assert!(row.contains(id) && row.contains("guest-log 1.0.0") && row.contains(outcome), "{outcome}: {listed}");
+    }
+    assert_eq!(own("--limit 2").ok().lines().count(), 3);
+    assert_eq!(own("--limit 2 --json").json()["data"][1]["id"], ids[1].as_str());
+    let failed = own(&ids[1]).ok();
+    assert!(failed.contains("as the test wants") && failed.contains("info  a line"), "{failed}");
+    let other = server.tenant("globex").await;
+    let foreign = chalet(&server, Some(&other.key), &format!("invocations --tenant globex {}", ids[0]), b"");
+    assert!(foreign.code == 1 && foreign.stderr.contains("not_found"), "{}", foreign.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_used_and_replaced_and_never_shown() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-webhook").await;
+    let own = |arguments: &str, stdin: &str| chalet(&server, Some(&acme.key), arguments, stdin.as_bytes());
+    // GitHub's documented example: docs.github.com, "Validating webhook deliveries".
+    let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+    let deliver = || acme.hook("github").header("x-hub-signature-256", signature).body("Hello, World!");
+    expect(deliver(), StatusCode::SERVICE_UNAVAILABLE).await;
+    own("secret set WEBHOOK_SECRET --tenant acme --value wrong", "").ok();
+    expect(deliver(), StatusCode::UNAUTHORIZED).await;
+    let right = "It's a Secret to Everybody";
+    let stored = own("secret set WEBHOOK_SECRET --tenant acme", &format!("{right}\r\n"));
+    assert!(stored.code == 0 && !stored.stderr.contains(right), "{}", stored.stderr);
+    expect(deliver(), StatusCode::OK).await;
+    let listed = own("secret list --tenant acme", "").ok() + &own("secret list --tenant acme --json", "").ok();
+    assert!(listed.contains("WEBHOOK_SECRET") && !listed.contains(right), "{listed}");
+    own("secret delete WEBHOOK_SECRET --tenant acme", "").ok();
+    expect(deliver(), StatusCode::SERVICE_UNAVAILABLE).await;
+    assert_eq!(own("secret delete WEBHOOK_SECRET --tenant acme", "").code, 1);
+    let named = own("secret set lower/case --tenant acme", "x");
+    assert!(named.code == 1 && named.stderr.contains("secret"), "{}", named.stderr);
 }

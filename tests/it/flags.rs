@@ -4,7 +4,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::kit::guests::root;
-use crate::kit::server::{Server, Setup, expect};
+use crate::kit::server::{Server, Setup, Tenant, expect};
+use crate::kit::stock::Stock;
 
 fn document() -> Value {
     let text = std::fs::read_to_string(root().join("tests/guests/flags/flags.json")).expect("the document");
@@ -86,4 +87,76 @@ async fn a_document_is_replaced_only_in_the_state_that_was_read() {
     expect(put().header("if-match", &etag), StatusCode::PRECONDITION_FAILED).await;
     expect(acme.api(Method::PUT, "/flags").json(&json!({ "flags": { "x": {} } })), StatusCode::UNPROCESSABLE_ENTITY)
         .await;
+}
+
+#[tokio::test]
+async fn a_stock_server_side_client_gets_values_variants_and_reasons() {
+    let server = Server::start();
+    let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
+    expect(acme.api(Method::PUT, "/flags").json(&document()), StatusCode::OK).await;
+    let mut client = Stock::start("flags");
+    let mut ask = |key: &str, flag: &str, fallback: Value, context: Value| {
+        let given = json!({ "url": server.url, "key": key, "flag": flag, "fallback": fallback, "context": context });
+        client.ask("ask", given)
+    };
+    let layout = json!({ "columns": 3, "tags": ["a", "b"] });
+    for (flag, fallback, context, value, variant, reason) in [
+        ("on", json!(false), json!({}), json!(true), "yes", "STATIC"),
+        ("layout", json!({}), json!({}), layout, "wide", "STATIC"),
+        ("colour", json!("?"), json!({ "plan": "pro" }), json!("#0f0"), "green", "TARGETING_MATCH"),
+        // OFREP has no word for a default that a rule fell back to.
+        ("colour", json!("?"), json!({ "plan": "free" }), json!("#f00"), "red", "UNKNOWN"),
+        ("size", json!(0), json!({ "email": "ada@example.com" }), json!(2.5), "large", "TARGETING_MATCH"),
+        ("half", json!("?"), json!({ "targetingKey": "u1" }), json!("left"), "left", "TARGETING_MATCH"),
+    ] {
+        let found = ask(&acme.key, flag, fallback, context);
+        let (said, expected) = ((&found["variant"], &found["reason"]), (&json!(variant), &json!(reason)));
+        assert_eq!((&found["value"], said), (&value, expected), "{flag}: {found}");
+    }
+    for (key, flag, code) in [
+        (&acme.key, "nothing", "FLAG_NOT_FOUND"),
+        (&globex.key, "on", "FLAG_NOT_FOUND"),
+        (&"chalet_wrong".to_owned(), "on", "GENERAL"),
+    ] {
+        let missed = ask(key, flag, json!(false), json!({}));
+        assert_eq!((&missed["value"], &missed["errorCode"]), (&json!(false), &json!(code)), "{flag}: {missed}");
+    }
+}
+
+#[tokio::test]
+async fn a_stock_browsers_client_sees_a_flip_and_is_spared_what_has_not_changed() {
+    let server = Server::start();
+    let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
+    let flip = |variant: &str| {
+        let flag = json!({ "flags": { "banner": { "state": "ENABLED", "variants": { "new": "Hello", "old": "Hi" },
+            "defaultVariant": variant } } });
+        expect(acme.api(Method::PUT, "/flags").json(&flag), StatusCode::OK)
+    };
+    flip("old").await;
+    let clients = std::cell::RefCell::new(Stock::start("flags"));
+    let watch = |tenant: &Tenant<'_>, key: &str| {
+        let given = json!({ "name": tenant.name, "url": server.url, "key": key, "context": { "targetingKey": "u1" } });
+        clients.borrow_mut().ask("watch", given)
+    };
+    let see = |tenant: &Tenant<'_>| {
+        let given = json!({ "name": tenant.name, "flag": "banner", "fallback": "none" });
+        clients.borrow_mut().ask("see", given)
+    };
+    // How often the client was given all flags, and how often it was told that nothing changed.
+    let answered = |seen: &Value, status: u16| {
+        seen["answered"].as_array().expect("statuses").iter().filter(|own| **own == json!(status)).count()
+    };
+    assert_eq!(watch(&acme, &acme.key), "READY");
+    server.eventually("a poll that found nothing new", async || answered(&see(&acme), 304) >= 2).await;
+    let before = see(&acme);
+    assert_eq!((&before["value"], &before["variant"]), (&json!("Hi"), &json!("old")));
+    flip("new").await;
+    server.eventually("the flip", async || see(&acme)["value"] == "Hello").await;
+    let flipped = answered(&see(&acme), 304);
+    server.eventually("a poll after the flip", async || answered(&see(&acme), 304) > flipped).await;
+    assert_eq!(answered(&see(&acme), 200), 2, "the flags are sent at first and after the flip, and no third time");
+
+    assert_eq!(watch(&globex, &globex.key), "READY");
+    assert_eq!(see(&globex)["errorCode"], "FLAG_NOT_FOUND", "another tenant's key sees nothing of it");
+    assert_eq!(watch(&globex, "chalet_wrong"), "FATAL");
 }

@@ -4,6 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::kit::server::{Server, Setup, Tenant, expect};
+use crate::kit::stock::Stock;
 
 async fn usage(tenant: &Tenant<'_>, query: &str) -> Value {
     expect(tenant.api(Method::GET, &format!("/usage?{query}")), StatusCode::OK).await["data"].clone()
@@ -80,6 +81,53 @@ async fn ingested_events_are_counted_once_and_exactly() {
         stale["time"] = json!("2020-01-01T00:00:00Z");
         assert!(ingest(stale).send().await.expect("an answer").status().is_client_error());
         assert!(ingest(json!({ "id": "5" })).send().await.expect("an answer").status().is_client_error());
+    }
+}
+
+#[tokio::test]
+async fn the_cloudevents_librarys_events_count_in_both_of_its_modes() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    let definition =
+        json!({ "event_type": "completion", "aggregation": "sum", "value": "$.n", "group_by": { "model": "$.model" } });
+    expect(acme.api(Method::PUT, "/meters/tokens").json(&definition), StatusCode::CREATED).await;
+    let mut library = Stock::start("events");
+    let mut emit = |mode: &str, event: Value| {
+        let url = format!("{}/v1/tenants/acme/usage/events", server.url);
+        library.ask("emit", json!({ "url": url, "key": acme.key, "mode": mode, "event": event }))
+    };
+    let taken = json!({ "accepted": 1, "duplicates": 0 });
+    assert_eq!(emit("structured", event("1", json!(3), "small")), taken);
+    assert_eq!(emit("binary", event("2", json!("0.5"), "small")), taken);
+    let mut extended = event("3", json!(2), "large");
+    extended["subject"] = json!("customer-7");
+    extended["partitionkey"] = json!("p-1");
+    assert_eq!(emit("binary", extended), taken);
+    let again = emit("binary", event("1", json!(3), "small"));
+    assert_eq!(again, json!({ "accepted": 0, "duplicates": 1 }), "an event is the same in both modes");
+    let mut stale = event("4", json!(1), "small");
+    stale["time"] = json!("2020-01-01T00:00:00Z");
+    assert_eq!(emit("binary", stale)["code"], "event_too_old");
+    assert_eq!(usage(&acme, "meter=tokens").await[0]["value"], "5.5");
+}
+
+#[tokio::test]
+async fn another_event_in_headers_is_another_request_under_an_idempotency_key() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    let send = |id: &str| {
+        let request = acme.api(Method::POST, "/usage/events").header("idempotency-key", "k-1").header("ce-id", id);
+        let request =
+            request.header("ce-specversion", "1.0").header("ce-source", "/app").header("ce-type", "completion");
+        request.json(&json!({ "n": 1 }))
+    };
+    expect(send("1"), StatusCode::ACCEPTED).await;
+    // At once after each other: a refusal does not keep the key from the request that it belongs to.
+    for _ in 0..20 {
+        expect(send("2"), StatusCode::UNPROCESSABLE_ENTITY).await;
+        let replayed = send("1").send().await.expect("an answer");
+        assert_eq!(replayed.status(), StatusCode::ACCEPTED);
+        assert_eq!(replayed.headers()["idempotent-replayed"], "true");
     }
 }
 

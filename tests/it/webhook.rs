@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::kit::server::{Server, Setup, Tenant, expect};
+use crate::kit::stock::Stock;
 
 const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+const OTHER_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 fn mac(secret: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("a key of any length");
@@ -138,6 +140,42 @@ async fn every_scheme_delivers_what_its_provider_sent() {
     }
     let stored = expect(acme.api(Method::GET, "/kv/deliveries"), StatusCode::OK).await;
     assert_eq!(stored["data"].as_array().map(Vec::len), Some(6), "{stored}");
+}
+
+#[tokio::test]
+async fn what_a_providers_own_library_signs_is_delivered_and_nothing_else_is() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-webhook").await;
+    acme.secret("WEBHOOK_SECRET", SECRET).await;
+    let mut signers = Stock::start("sign");
+    for (provider, signs_time) in [("stripe", true), ("github", false), ("shopify", false), ("standard", true)] {
+        let id = format!("own-{provider}");
+        let body = json!({ "id": id, "type": "thing.made", "text": "Ä\u{1f600}\\" }).to_string();
+        let mut signed = |secret: &str, age_s: u64, sent: &str| {
+            let given = json!({ "secret": secret, "id": id, "body": body, "time_s": now_s() - age_s });
+            let headers = signers.ask(provider, given);
+            let headers = headers.as_object().expect("headers").clone();
+            headers.iter().fold(acme.hook(provider).body(sent.to_owned()), |request, (name, value)| {
+                request.header(name, value.as_str().expect("text"))
+            })
+        };
+        let mut refused = vec![
+            (signed(SECRET, 0, &body.replace("made", "paid")), "signature_invalid"),
+            (signed(OTHER_SECRET, 0, &body), "signature_invalid"),
+        ];
+        if signs_time {
+            refused.push((signed(SECRET, 310, &body), "signature_stale"));
+        }
+        for (forged, code) in refused {
+            assert_eq!(expect(forged, StatusCode::UNAUTHORIZED).await["code"], code, "{provider}");
+        }
+        assert_eq!(acme.kv("runs", provider).await, None, "a refused delivery of {provider} ran nothing");
+        expect(signed(SECRET, 0, &body), StatusCode::OK).await;
+        let seen = acme.kv("deliveries", &format!("{provider}:{id}")).await.expect("the delivery, by its own id");
+        let seen: Value = serde_json::from_slice(&seen).expect("JSON");
+        assert_eq!((&seen["event_type"], &seen["body"]), (&json!("thing.made"), &json!(body)), "{provider}");
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use chalet::cli::build::{self, Options};
+use chalet::services::plugins::manifest::Manifest;
 
 /// The project's folder.
 pub fn root() -> PathBuf {
@@ -28,4 +29,12 @@ pub fn component(name: &str) -> Vec<u8> {
     });
     let path = built.get(name).unwrap_or_else(|| panic!("no guest is called {name}; there are {:?}", built.keys()));
     std::fs::read(path).expect("a component that was just built")
+}
+
+/// The same component under another version.
+pub fn numbered(name: &str, version: &str) -> Vec<u8> {
+    let component = component(name);
+    let mut manifest = Manifest::from_component(&component).expect("what was built has a manifest");
+    manifest.version = version.parse().expect("a version");
+    build::embed_instead(&component, &manifest).expect("a component")
 }

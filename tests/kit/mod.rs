@@ -4,4 +4,5 @@ pub mod guests;
 pub mod postgres;
 pub mod proxy;
 pub mod server;
+pub mod stock;
 pub mod store;

@@ -86,9 +86,17 @@ impl Change {
             let held = door.idempotency.claim(&self.scope, cause, LEASE).await;
             self.claim = Some(held.map_err(IntoResponse::into_response)?);
         }
-        let mut effects = door.shard.begin(&self.scope);
+        let found = self.find().await;
+        if found.is_err() {
+            self.release().await;
+        }
+        found
+    }
+
+    async fn find(&self) -> Result<Effects, Response> {
+        let mut effects = self.door.shard.begin(&self.scope);
         if let Some(cause) = &self.cause {
-            match door.idempotency.find_versioned(&mut effects, cause).await {
+            match self.door.idempotency.find_versioned(&mut effects, cause).await {
                 Ok(None) => {}
                 Ok(Some((answer, version))) => {
                     let mut response = self.rendered(answer, version);
@@ -105,10 +113,15 @@ impl Change {
     pub(super) async fn end(&mut self, effects: Effects, answer: Result<Answer>) -> Option<Response> {
         self.runs += 1;
         let response = self.conclude(effects, answer).await?;
+        self.release().await;
+        Some(response)
+    }
+
+    /// Give the key back before the answer leaves, so that whoever has the answer may ask again at once.
+    async fn release(&mut self) {
         if let Some(held) = self.claim.take() {
             held.release().await;
         }
-        Some(response)
     }
 
     async fn conclude(&self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
@@ -176,8 +189,13 @@ pub(super) fn cause(parts: &axum::http::request::Parts, caller: &str, body: &[u8
     let key = idempotency::parse_key(key.as_bytes())?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    let fingerprint =
-        idempotency::fingerprint(&[parts.method.as_str().as_bytes(), target.as_bytes(), content_type, body]);
+    let mut asked = vec![parts.method.as_str().as_bytes(), target.as_bytes(), content_type, body];
+    // An event in CloudEvents' binary mode stands in headers, and another event is another request.
+    let attributes = parts.headers.iter().filter(|(name, _)| name.as_str().starts_with("ce-"));
+    let mut attributes: Vec<_> = attributes.map(|(name, value)| [name.as_str().as_bytes(), value.as_bytes()]).collect();
+    attributes.sort_unstable();
+    asked.extend(attributes.iter().flatten());
+    let fingerprint = idempotency::fingerprint(&asked);
     let route = parts.extensions.get::<axum::extract::MatchedPath>().map_or("", |path| path.as_str());
     let route = format!("{} {route}", parts.method);
     Ok(Some(Cause::new(&format!("key {caller}"), &route, &key, fingerprint, idempotency::API_MS)))

@@ -112,7 +112,8 @@ impl Tail {
                 return None;
             }
             if !self.first {
-                tokio::time::sleep(LOG_POLL).await;
+                // A stream that nobody ends would hold up a node that stops.
+                self.door.stopping.run_until_cancelled(tokio::time::sleep(LOG_POLL)).await?;
             }
             self.first = false;
             if let Err(error) = self.look().await {

@@ -11,7 +11,7 @@ use crate::control::change::{Change, commit, empty, json, precondition};
 use crate::control::page::List;
 use crate::gateway::Door;
 use crate::gateway::respond::Problem;
-use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::error::{Error, Result};
 use crate::services::meters::{self, Definition, Ingested, Listed, UsageRow};
 
 /// What usage to sum.
@@ -30,25 +30,20 @@ pub(super) struct Question {
     group_by: Option<String>,
 }
 
-/// Ingest CloudEvents 1.0: one, or an array of at most 400. An event whose source and id were seen before is
-/// counted once. What is accepted is in the next answer.
-#[utoipa::path(post, path = "/v1/tenants/{tenant}/usage/events", tag = "usage", params(("tenant" = String, Path)),
-    request_body(content = Object, content_type = "application/cloudevents+json"),
+/// Ingest CloudEvents 1.0 in any content mode of their HTTP binding: one event, or an array of at most 400; or one
+/// whose attributes are headers, with JSON data as the body. An event whose source and id were seen before is counted
+/// once. What is accepted is in the next answer.
+#[utoipa::path(post, path = "/v1/tenants/{tenant}/usage/events", tag = "usage",
+    params(("tenant" = String, Path),
+        ("ce-specversion" = Option<String>, Header, description = "In binary mode, which any `ce-` header asks for: `1.0`"),
+        ("ce-id" = Option<String>, Header, description = "In binary mode: the event's name at its source"),
+        ("ce-source" = Option<String>, Header, description = "In binary mode: where it happened, a URI reference"),
+        ("ce-type" = Option<String>, Header, description = "In binary mode: what happened. Other attributes in the same manner")),
+    request_body(content((Object = "application/cloudevents+json"), (Vec<Object> = "application/cloudevents-batch+json"),
+        (Object = "application/json"))),
     responses((status = 202, body = Ingested), (status = "default", body = Problem)))]
 pub(super) async fn ingest(State(door): State<Door>, change: Change) -> Result<Response> {
-    let kind = change.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let essence = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    if !matches!(
-        essence.as_str(),
-        "application/cloudevents+json" | "application/cloudevents-batch+json" | "application/json"
-    ) {
-        return Err(Error::new(
-            Kind::Invalid,
-            "unsupported_media_type",
-            "send application/cloudevents+json, or application/cloudevents-batch+json for an array",
-        ));
-    }
-    let events = meters::parse(&change.body, door.shard.clock().now_ms())?;
+    let events = meters::receive(&change.headers, &change.body, door.shard.clock().now_ms())?;
     Ok(commit!(change, |effects| json(StatusCode::ACCEPTED, &meters::ingest(effects, &events).await?)))
 }
 

@@ -7,6 +7,7 @@
 
 mod definition;
 mod event;
+mod message;
 mod query;
 mod sum;
 
@@ -16,6 +17,7 @@ use serde_json::{Map, Value};
 
 pub use self::definition::{Aggregation, Definition};
 pub use self::event::{AHEAD_MS, BACK_MS, EVENT_BYTES, Event, parse};
+pub use self::message::receive;
 pub use self::query::{Query, UsageRow, Window, query};
 use crate::effects::{Effects, Space};
 use crate::kernel::error::{Error, Kind, Result};

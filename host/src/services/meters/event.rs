@@ -117,8 +117,13 @@ pub fn parse(body: &[u8], now_ms: i64) -> Result<Vec<Event>> {
             .enumerate()
             .map(|(n, event)| one(event, now_ms).map_err(|why| refused(&format!("event {n} of the batch: "), why)))
             .collect(),
-        event => Ok(vec![one(event, now_ms).map_err(|why| refused("", why))?]),
+        event => Ok(vec![single(event, now_ms)?]),
     }
+}
+
+/// Read an event that came alone.
+pub(super) fn single(event: Value, now_ms: i64) -> Result<Event> {
+    one(event, now_ms).map_err(|why| refused("", why))
 }
 
 /// A code and what to do.
@@ -146,11 +151,10 @@ fn one(event: Value, now_ms: i64) -> Result<Event, Why> {
         return Err(bad("source is a URI reference, without blanks"));
     }
     let subject = text(&members, "subject", SOURCE_BYTES)?;
-    if let Some(format) = text(&members, "datacontenttype", SOURCE_BYTES)? {
-        let media = format.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        if !(media.ends_with("/json") || media.ends_with("+json")) {
-            return Err(bad("datacontenttype is a JSON type, such as application/json; only JSON can be counted"));
-        }
+    if let Some(format) = text(&members, "datacontenttype", SOURCE_BYTES)?
+        && !is_json(&media_type(&format))
+    {
+        return Err(bad("datacontenttype is a JSON type, such as application/json; only JSON can be counted"));
     }
     let time_ms = match text(&members, "time", SOURCE_BYTES)? {
         None => now_ms,
@@ -168,6 +172,15 @@ fn one(event: Value, now_ms: i64) -> Result<Event, Why> {
         ));
     }
     Ok(Event { source, id, event_type, subject, time_ms, data, recorded: false })
+}
+
+/// A content type without its parameters.
+pub(super) fn media_type(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+pub(super) fn is_json(media_type: &str) -> bool {
+    media_type.ends_with("/json") || media_type.ends_with("+json")
 }
 
 /// Attributes have names of lower-case letters and digits, and plain values (CloudEvents 1.0, section 3).
@@ -197,6 +210,6 @@ fn refused(which: &str, (code, what): Why) -> Error {
     Error::new(Kind::Invalid, code, format!("{which}{what}"))
 }
 
-fn invalid(message: String) -> Error {
+pub(super) fn invalid(message: String) -> Error {
     Error::new(Kind::Invalid, "event_invalid", message)
 }
