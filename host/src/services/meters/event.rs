@@ -111,7 +111,6 @@ fn digest(parts: &[&str]) -> [u8; 32] {
 pub fn parse(body: &[u8], now_ms: i64) -> Result<Vec<Event>> {
     let body: Value = serde_json::from_slice(body).map_err(|error| invalid(format!("the body is no JSON: {error}")))?;
     match body {
-        Value::Array(events) if events.is_empty() => Err(invalid("the batch is empty; send at least one event".into())),
         Value::Array(events) => events
             .into_iter()
             .enumerate()
