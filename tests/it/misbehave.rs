@@ -1,10 +1,18 @@
 //! Guests that misbehave: each gets its own clear error and a failed record, nothing of it is committed, and
 //! the neighbour stays well.
 
+use std::time::Duration;
+
+use chalet::cli::build;
+use chalet::services::plugins::manifest::Manifest;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::kit::guests::root;
 use crate::kit::server::{Server, Tenant, expect};
+
+/// How long an upload may take: its compilation is stopped after half of it at most.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a path of the guest does, and what must come of it: status and code.
 const CASES: &[(&str, u16, &str)] = &[
@@ -118,16 +126,48 @@ async fn others_are_answered_while_a_tenant_spins_on_every_core() {
     }
 }
 
+/// A component that loops in its start function, its text changed.
+fn start(change: impl FnOnce(String) -> String) -> Vec<u8> {
+    let wat = std::fs::read_to_string(root().join("tests/guests/wat/loop-in-start.wat")).expect("the source");
+    let manifest = "name = \"start\"\nversion = \"1.0.0\"\n[http]\nroutes = [\"GET /\"]";
+    let manifest = Manifest::from_toml(manifest).expect("a manifest");
+    build::embed(wat::parse_str(change(wat)).expect("it assembles"), &manifest).expect("embedded")
+}
+
+#[tokio::test]
+async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody() {
+    let server = Server::start();
+    let (hostile, neighbour) = (server.tenant("hostile").await, server.tenant("neighbour").await);
+    neighbour.deploy("guest-hello").await;
+    // Each function is within the bounds of the gate, and together they cost minutes: in every one of nested loops
+    // all locals change.
+    const LOCALS: usize = 400;
+    const NESTED: usize = 240;
+    let bump: String =
+        (0..LOCALS).map(|n| format!("(local.set {n} (i32.add (local.get {n}) (local.get 0)))")).collect();
+    let nest = format!("{}{bump}{}", "(loop (br_if 0 (local.get 1))".repeat(NESTED), ")".repeat(NESTED));
+    let function = format!("(func (local {}) {})", "i32 ".repeat(LOCALS), nest.repeat(24));
+    let bomb = start(|wat| wat.replace("(start $start)", &format!("(start $start) {}", function.repeat(60))));
+    let upload = tokio::spawn(hostile.api(Method::PUT, "/plugins/start").body(bomb).timeout(PATIENCE).send());
+    while !upload.is_finished() {
+        well(&neighbour).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let refused = upload.await.expect("no panic").expect("an answer");
+    assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    let problem: serde_json::Value = refused.json().await.expect("a problem");
+    assert_eq!(problem["code"], "compile_limit", "{problem}");
+    // Nothing is left of it, and its tenant goes on as well.
+    expect(hostile.api(Method::GET, "/plugins/start"), StatusCode::NOT_FOUND).await;
+    hostile.deploy("guest-hello").await;
+    well(&hostile).await;
+}
+
 #[tokio::test]
 async fn a_guest_that_spins_in_its_start_function_is_stopped() {
     let server = Server::start();
     let tenant = server.tenant("acme").await;
-    let wat = std::fs::read_to_string(crate::kit::guests::root().join("tests/guests/wat/loop-in-start.wat"))
-        .expect("the source");
-    let manifest = "name = \"start\"\nversion = \"1.0.0\"\n[http]\nroutes = [\"GET /\"]";
-    let manifest = chalet::services::plugins::manifest::Manifest::from_toml(manifest).expect("a manifest");
-    let component = chalet::cli::build::embed(wat::parse_str(wat).expect("it assembles"), &manifest).expect("embedded");
-    tenant.deploy_bytes("start", component).await;
+    tenant.deploy_bytes("start", start(|wat| wat)).await;
     let problem = expect(tenant.call(Method::GET, "start", "/"), StatusCode::GATEWAY_TIMEOUT).await;
     assert!(matches!(problem["code"].as_str(), Some("deadline_exceeded" | "fuel_exhausted")), "{problem}");
 }
