@@ -136,9 +136,7 @@ async fn keys(server: &Server, token: &str) -> std::collections::HashSet<String>
 
 async fn rounds(setup: Setup, wanted: usize, cluster: Option<&Cluster>) {
     let mut server = Server::start_with(setup.with("RUST_LOG", "off"));
-    let plan = json!({ "requests_per_second": 1_000_000, "request_burst": 1_000_000, "concurrency": 256,
-        "timeout_ms": 10_000 });
-    expect(server.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
+    server.unlimited().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-kv").await;
     let token = acme.key.clone();

@@ -1,11 +1,15 @@
 //! One effect per idempotency key, over the API and over a plugin.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use reqwest::{Method, StatusCode};
+use futures_util::future::join_all;
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use crate::kit::server::{Server, expect};
+use crate::kit::postgres::{self, Database};
+use crate::kit::server::{Server, Setup, Tenant, acme_on, expect};
 
 #[tokio::test]
 async fn a_repeated_request_gets_the_first_answer_and_has_one_effect() {
@@ -44,7 +48,7 @@ async fn the_same_key_at_the_same_time_has_one_effect() {
                 acme.call(Method::POST, "notes", "/notes").header("idempotency-key", format!("round-{round}"));
             request.json(&json!({ "text": "race" })).send()
         });
-        for answer in futures_util::future::join_all(calls).await {
+        for answer in join_all(calls).await {
             let status = answer.expect("an answer").status();
             assert!(matches!(status, StatusCode::CREATED | StatusCode::CONFLICT), "{status}");
         }
@@ -107,4 +111,127 @@ async fn a_failure_is_not_stored_and_the_next_try_runs() {
     // The same key with another request is free: the failure left no answer behind.
     expect(run(json!([{ "op": "put", "key": "a", "value": 2 }])), StatusCode::OK).await;
     assert_eq!(acme.kv("c", "a").await.as_deref(), Some(&b"2"[..]));
+}
+
+#[tokio::test]
+async fn strangers_do_not_share_answers() {
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-context").await;
+    let invocation = async |header: &str, value: &str| {
+        let request = server.anonymous(Method::POST, "/t/acme/guest-context/context/x").header(header, value);
+        expect(request.header("idempotency-key", "k"), StatusCode::OK).await["invocation"].to_string()
+    };
+    let strangers =
+        [("cookie", "session=1"), ("cookie", "session=2"), ("authorization", "Bearer 1"), ("accept", "*/*")];
+    let mut answered = std::collections::HashSet::new();
+    for (header, value) in strangers {
+        let first = invocation(header, value).await;
+        assert_eq!(invocation(header, value).await, first, "a stranger gets its own answer again");
+        answered.insert(first);
+    }
+    assert_eq!(answered.len(), strangers.len(), "a stranger got another's answer");
+}
+
+/// A call that counts itself in `n`, and takes a while.
+fn counted(acme: &Tenant<'_>, key: &str, rounds: u64) -> RequestBuilder {
+    let ops = json!({ "ops": [{ "op": "increment", "key": "n", "delta": 1 }, { "op": "spin", "rounds": rounds }] });
+    acme.call(Method::POST, "guest-kv", "/run").header("idempotency-key", key).json(&ops)
+}
+
+async fn count(acme: &Tenant<'_>) -> usize {
+    let n = acme.kv("c", "n").await.expect("something was counted");
+    String::from_utf8_lossy(&n).parse().expect("a number")
+}
+
+/// Turns of a loop that keep a guest busy for some tenths of a second.
+const BUSY: u64 = 100_000_000;
+
+/// Wait until somebody has claimed a key, and be the database's superuser then.
+async fn claimed(database: &Database) -> PgConnection {
+    let mut admin = PgConnection::connect(&database.admin_url).await.expect("the cluster answers");
+    let until = Instant::now() + Duration::from_secs(10);
+    while sqlx::query("select from claims").fetch_all(&mut admin).await.expect("read").is_empty() {
+        assert!(Instant::now() < until, "nobody claims the key");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    admin
+}
+
+#[tokio::test]
+async fn the_same_key_on_two_nodes_has_one_effect() {
+    const KEYS: usize = 100;
+    let setup = Setup::postgres().await;
+    let (one, two) = (Server::start_with(setup.clone()), Server::start_with(setup));
+    let acme = acme_on(&[&one, &two]).await;
+    for key in 0..KEYS {
+        let calls = (0..6).map(|n| counted(&acme[n % 2], &format!("k-{key}"), 1_000).send());
+        let answers = join_all(calls).await.into_iter().map(|answer| answer.expect("an answer"));
+        let mut invocations = Vec::new();
+        for answer in answers {
+            match answer.status() {
+                StatusCode::OK => invocations.push(answer.headers()["chalet-invocation"].clone()),
+                status => assert_eq!(status, StatusCode::CONFLICT),
+            }
+        }
+        invocations.dedup();
+        assert_eq!(invocations.len(), 1, "all who are answered get the same answer");
+    }
+    assert_eq!(count(&acme[0]).await, KEYS);
+}
+
+#[tokio::test]
+async fn a_key_whose_node_was_killed_is_free_at_once() {
+    let database = postgres::database().await;
+    let (one, two) = (Server::start_with(Setup::on(&database)), Server::start_with(Setup::on(&database)));
+    let acme = acme_on(&[&one, &two]).await;
+    let (lost, repeated) = tokio::join!(counted(&acme[0], "k", BUSY).send(), async {
+        claimed(&database).await;
+        let waits = expect(counted(&acme[1], "k", BUSY), StatusCode::CONFLICT).await;
+        assert_eq!(waits["code"], "idempotency_key_in_use");
+        one.kill();
+        let killed = Instant::now();
+        loop {
+            let answer = counted(&acme[1], "k", BUSY).send().await.expect("an answer");
+            match answer.status() {
+                StatusCode::CONFLICT => assert!(killed.elapsed() < Duration::from_secs(5), "a claim outlives its node"),
+                status => break status,
+            }
+        }
+    });
+    assert!(lost.is_err(), "the node was killed before it answered: {lost:?}");
+    assert_eq!((repeated, count(&acme[1]).await), (StatusCode::OK, 1));
+}
+
+/// A node stops while it works on a key, longer than its claim lasts, so that another one does the work; then
+/// it goes on. How often the work is done, and whether the first node gives the other one's answer.
+async fn overtaken(breaks: &str) -> (usize, bool) {
+    let database = postgres::database().await;
+    let setup = Setup::on(&database).with("CHALET_BREAK", breaks);
+    let (one, two) = (Server::start_with(setup.clone()), Server::start_with(setup));
+    let acme = acme_on(&[&one, &two]).await;
+    let (late, ()) = tokio::join!(counted(&acme[0], "k", BUSY).send(), async {
+        let mut admin = claimed(&database).await;
+        one.freeze();
+        admin.execute("update claims set lease_until_ms = 0").await.expect("the lease is over");
+        let done = counted(&acme[1], "k", BUSY).send().await.expect("an answer");
+        assert_eq!(done.status(), StatusCode::OK);
+        assert!(done.headers().get("idempotent-replayed").is_none());
+        one.thaw();
+    });
+    let late = late.expect("an answer");
+    assert_eq!(late.status(), StatusCode::OK);
+    (count(&acme[0]).await, late.headers().get("idempotent-replayed").is_some())
+}
+
+#[tokio::test]
+async fn a_node_that_was_overtaken_gives_the_other_ones_answer() {
+    assert_eq!(overtaken("").await, (1, true));
+    // A busy machine may stop it before it has even looked for an answer; then it is not overtaken.
+    for _ in 0..5 {
+        if overtaken("reads").await == (2, false) {
+            return;
+        }
+    }
+    panic!("without validation the work is done twice");
 }

@@ -315,13 +315,7 @@ async fn a_commit_that_waits_too_long_for_another_node_is_refused_and_harms_nobo
     let bench = Bench::at(&database).await;
     let (shard, scope, other) = (bench.shard(), bench.tenant().await, bench.tenant().await);
     // A node that was stopped in the middle of its commit holds the head's lock.
-    let mut admin = connect(&database.admin_url).await;
-    let mut stopped = admin.begin().await.expect("begins");
-    sqlx::query("select 1 from heads where tenant_id = $1 for update")
-        .bind(scope.id().as_str())
-        .execute(&mut *stopped)
-        .await
-        .expect("locks");
+    let lock = database.lock_head(scope.name()).await;
     let commit = async |scope: &TenantScope| {
         let mut effects = shard.begin(scope);
         effects.put(KV.key("k"), "x", None).expect("staged");
@@ -332,7 +326,7 @@ async fn a_commit_that_waits_too_long_for_another_node_is_refused_and_harms_nobo
     assert!(matches!(&waited, Verdict::Refused(error) if error.code() == "database_busy"), "{waited:?}");
     let mut reader = shard.begin(&scope);
     assert_eq!(reader.get(&KV.key("k")).await.expect("readers do not wait"), None);
-    stopped.rollback().await.expect("ends");
+    lock.release().await;
     let after = commit(&scope).await;
     assert!(matches!(after, Verdict::Committed { tag } if tag.seq == 1), "{after:?}");
 }

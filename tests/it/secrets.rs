@@ -2,8 +2,10 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use crate::kit::server::{Server, expect};
+use crate::kit::postgres;
+use crate::kit::server::{ADMIN, Server, Setup, expect};
 
 #[tokio::test]
 async fn a_granted_secret_reaches_the_guest_and_nothing_else_does() {
@@ -21,25 +23,50 @@ async fn a_granted_secret_reaches_the_guest_and_nothing_else_does() {
     assert!(!listed.to_string().contains("hush"));
 }
 
+/// Store a secret, and an answer that shows a key for its idempotency key; what must not be found anywhere.
+async fn store_secrets(server: &Server) -> [String; 3] {
+    let acme = server.tenant("acme").await;
+    acme.secret("GRANTED", "hush-hush-0123456789").await;
+    let request = server.admin(Method::POST, "/v1/tenants/acme/keys").header("idempotency-key", "k");
+    let made = expect(request.json(&json!({ "name": "ci", "scopes": ["tenant:read"] })), StatusCode::CREATED).await;
+    let secret_part = made["key"].as_str().and_then(|key| key.split('_').nth(2)).expect("a secret part");
+    ["hush-hush-0123456789".to_owned(), secret_part.to_owned(), ADMIN.to_owned()]
+}
+
 #[tokio::test]
 async fn no_secret_and_no_key_stands_in_the_files() {
     let server = Server::start();
-    let acme = server.tenant("acme").await;
-    acme.secret("GRANTED", "hush-hush-0123456789").await;
-    // An answer that shows a key is stored for its idempotency key: sealed.
-    let request = server.admin(Method::POST, "/v1/tenants/acme/keys").header("idempotency-key", "k");
-    let made = expect(request.json(&json!({ "name": "ci", "scopes": ["tenant:read"] })), StatusCode::CREATED).await;
-    let key = made["key"].as_str().expect("a key").to_owned();
+    let needles = store_secrets(&server).await;
     server.stop();
-    let secret_part = key.split('_').nth(2).expect("a secret part");
     for entry in std::fs::read_dir(server.data.path()).expect("the data folder") {
         let path = entry.expect("an entry").path();
         if path.is_file() && path.file_name().is_some_and(|name| name != "master.key") {
             let bytes = std::fs::read(&path).expect("bytes");
-            for needle in ["hush-hush-0123456789", secret_part, crate::kit::server::ADMIN] {
+            for needle in &needles {
                 let found = bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
                 assert!(!found, "{} holds a secret", path.display());
             }
         }
     }
+}
+
+#[tokio::test]
+async fn no_secret_and_no_key_stands_in_a_dump() {
+    let database = postgres::database().await;
+    let needles = store_secrets(&Server::start_with(Setup::on(&database))).await;
+    let mut admin = PgConnection::connect(&database.admin_url).await.expect("the cluster answers");
+    let tables = "select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'";
+    let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&mut admin).await.expect("the catalog answers");
+    let mut rows = 0;
+    for table in tables {
+        let dump = AssertSqlSafe(format!("select t::text from {table} t"));
+        for row in sqlx::query_scalar::<_, String>(dump).fetch_all(&mut admin).await.expect("read") {
+            rows += 1;
+            for needle in &needles {
+                // Bytes show in hexadecimal.
+                assert!(!row.contains(needle) && !row.contains(&hex::encode(needle)), "{table} holds a secret");
+            }
+        }
+    }
+    assert!(rows > 5, "the database was read: {rows} rows");
 }

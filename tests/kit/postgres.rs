@@ -65,6 +65,42 @@ pub async fn database() -> Database {
     cluster.database().await
 }
 
+/// The lock of a tenant's head, held as by a node that stopped in the middle of its commit.
+pub struct HeadLock {
+    holder: PgConnection,
+    // The holder's own transaction would always be shown the same picture.
+    watcher: PgConnection,
+}
+
+impl Database {
+    /// Lock a tenant's head: whoever commits for the tenant waits.
+    pub async fn lock_head(&self, tenant: &str) -> HeadLock {
+        let mut holder = connect(&self.admin_url).await;
+        holder.execute("begin").await.expect("begins");
+        let lock = "select 1 from heads join tenants on id = tenant_id where name = $1 for update of heads";
+        sqlx::query(lock).bind(tenant).fetch_one(&mut holder).await.expect("the tenant has a head");
+        HeadLock { holder, watcher: connect(&self.admin_url).await }
+    }
+}
+
+impl HeadLock {
+    /// Wait until so many commits wait for the lock.
+    pub async fn awaited_by(&mut self, commits: i64) {
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        let until = Instant::now() + Duration::from_secs(10);
+        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut self.watcher).await.expect("counted") < commits {
+            assert!(Instant::now() < until, "{commits} commits do not come to wait");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Let the commits go on.
+    pub async fn release(mut self) {
+        self.holder.execute("rollback").await.expect("ends");
+    }
+}
+
 impl Cluster {
     /// Make and start a cluster. Blocks for about two seconds.
     pub fn start() -> Self {

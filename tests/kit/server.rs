@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -112,10 +113,23 @@ impl Server {
 
     /// Ask it to stop, and its exit status.
     pub fn stop(&self) -> std::process::ExitStatus {
-        let mut process = self.process.lock().expect("no test panicked with the lock");
-        let pid = rustix::process::Pid::from_child(&process);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the server lives");
-        process.wait().expect("the server ends")
+        self.signal(Signal::TERM);
+        self.process.lock().expect("no test panicked with the lock").wait().expect("the server ends")
+    }
+
+    /// Stop it in the middle of what it does, with all its connections open.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Let it go on after [`Self::freeze`].
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = self.process.lock().expect("no test panicked with the lock");
+        kill_process(Pid::from_child(&process), signal).expect("the server lives");
     }
 
     /// A request with the operator's key.
@@ -145,6 +159,13 @@ impl Server {
             assert!(started.elapsed() < Duration::from_secs(10), "{what} did not come true");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Let the plan `free` not stand in the way of load.
+    pub async fn unlimited(&self) {
+        let plan = json!({ "requests_per_second": 1_000_000, "request_burst": 1_000_000, "concurrency": 256,
+            "timeout_ms": 10_000 });
+        expect(self.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
     }
 
     /// A metric of `/metrics`, summed over its labels.
@@ -258,6 +279,19 @@ impl Tenant<'_> {
             other => panic!("reading {collection}/{key} answered {other}"),
         }
     }
+}
+
+/// A tenant `acme` with `guest-kv` and room for load, to be called on each of these nodes, which have loaded it.
+pub async fn acme_on<'s>(nodes: &[&'s Server]) -> Vec<Tenant<'s>> {
+    nodes[0].unlimited().await;
+    let acme = nodes[0].tenant("acme").await;
+    acme.deploy("guest-kv").await;
+    let acme: Vec<_> = nodes.iter().map(|server| Tenant { server, ..acme.clone() }).collect();
+    for node in &acme {
+        let ops = json!({ "ops": [{ "op": "put", "key": "loaded", "value": "yes" }] });
+        expect(node.call(Method::POST, "guest-kv", "/run").json(&ops), StatusCode::OK).await;
+    }
+    acme
 }
 
 /// Send a request that must be answered with this status; the body as JSON, null if it is none.

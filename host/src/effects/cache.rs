@@ -179,3 +179,36 @@ impl Handle {
         self.lock().follow(tag);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effects::row::Space;
+
+    #[test]
+    fn a_fill_that_comes_after_a_later_commit_is_not_shown() {
+        let tag = |seq| Tag { epoch: 1, seq };
+        let key = Space::named("kv/c").key("k");
+        let row =
+            |text: &'static str, version| Some(Row { value: Value::Bytes(text.into()), version, expires_at_ms: None });
+        let put = Write { key: key.clone(), op: Op::Put { value: Value::Bytes("new".into()), expires_at_ms: None } };
+        let (cache, tenant) = (Cache::new(), TenantId::new());
+        let shown = |own_commit: bool, checked: bool| {
+            cache.forget(Some(&tenant));
+            // The handle is taken, and the row read from the database; then a commit comes first.
+            let late = cache.handle(&tenant);
+            if own_commit {
+                cache.publish(&tenant, tag(1), tag(2), std::iter::once((&put, 2)));
+            } else {
+                cache.handle(&tenant).saw(tag(2));
+            }
+            late.fill(tag(1), std::slice::from_ref(&key), &[row("old", 1)], checked);
+            cache.handle(&tenant).lookup(std::slice::from_ref(&key), |_| true)
+        };
+        assert_eq!(shown(true, true), Some((tag(2), vec![row("new", 2)])));
+        assert_eq!(shown(false, true), None);
+        // Without the rule, an old row is shown as the new state's.
+        assert_eq!(shown(true, false), Some((tag(2), vec![row("old", 1)])));
+        assert_eq!(shown(false, false), Some((tag(2), vec![row("old", 1)])));
+    }
+}

@@ -81,6 +81,14 @@ enum Op {
         cursor: Option<String>,
         limit: Option<u32>,
     },
+    /// `{"entries":[{"key","value","version"}]}` of all under a prefix, read in pages of `limit`.
+    Pages {
+        #[serde(default = "collection")]
+        collection: String,
+        #[serde(default)]
+        prefix: String,
+        limit: u32,
+    },
     /// `{"sum","count"}` of the numbers under a prefix.
     Sum {
         #[serde(default = "collection")]
@@ -88,12 +96,11 @@ enum Op {
         #[serde(default)]
         prefix: String,
     },
-    /// Trap unless the numbers under a prefix have this sum: a guest must never see another.
+    /// Trap unless the numbers of these keys, each read by itself, have this sum: a guest must never see another.
     AssertSum {
         #[serde(default = "collection")]
         collection: String,
-        #[serde(default)]
-        prefix: String,
+        keys: Vec<String>,
         sum: i64,
     },
     /// Take from one number and give to another.
@@ -183,18 +190,32 @@ fn apply(op: Op) -> Result<Value> {
         Op::Counter { collection, key } => json!({ "value": kv::counter(&collection, &key)? }),
         Op::List { collection, prefix, cursor, limit } => {
             let page = kv::list(&collection, &prefix, cursor.as_deref(), limit.unwrap_or(1_000))?;
-            let entry =
-                |entry: kv::Entry| json!({ "key": entry.key, "value": shown(&entry.value), "version": entry.version });
-            json!({ "entries": page.entries.into_iter().map(entry).collect::<Vec<_>>(), "cursor": page.cursor })
+            json!({ "entries": entries(page.entries), "cursor": page.cursor })
+        }
+        Op::Pages { collection, prefix, limit } => {
+            let (mut all, mut cursor) = (Vec::new(), None);
+            loop {
+                let page = kv::list(&collection, &prefix, cursor.as_deref(), limit)?;
+                all.extend(page.entries);
+                cursor = page.cursor;
+                if cursor.is_none() {
+                    break json!({ "entries": entries(all) });
+                }
+            }
         }
         Op::Sum { collection, prefix } => {
             let (sum, count) = sum(&collection, &prefix)?;
             json!({ "sum": sum, "count": count })
         }
-        Op::AssertSum { collection, prefix, sum: wanted } => {
-            let (sum, count) = sum(&collection, &prefix)?;
-            assert_eq!(sum, wanted, "the invariant is broken over {count} entries");
-            json!({ "sum": sum, "count": count })
+        Op::AssertSum { collection, keys, sum: wanted } => {
+            let mut sum = 0;
+            for key in keys {
+                sum += kv::get::<i64>(&collection, &key)?.unwrap_or(0);
+                // Time for others to commit in between.
+                spin(50_000);
+            }
+            assert_eq!(sum, wanted, "the invariant is broken");
+            json!({ "sum": sum })
         }
         Op::Transfer { collection, from, to, amount } => {
             let (left, _) = add(&collection, &from, -amount)?;
@@ -229,6 +250,11 @@ fn sum(collection: &str, prefix: &str) -> Result<(i64, u64)> {
         count += 1;
     }
     Ok((sum, count))
+}
+
+fn entries(entries: Vec<kv::Entry>) -> Vec<Value> {
+    let entry = |entry: kv::Entry| json!({ "key": entry.key, "value": shown(&entry.value), "version": entry.version });
+    entries.into_iter().map(entry).collect()
 }
 
 /// JSON as it is, other bytes as text.
