@@ -24,6 +24,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 pub use self::claims::{Claim, Claims};
@@ -77,6 +78,13 @@ pub trait Store: Send + Sync {
     /// The tenant's head now, and the bytes that count against its storage quota.
     fn head<'a>(&'a self, scope: &'a TenantScope) -> BoxFuture<'a, Result<(Tag, u64)>>;
 
+    /// Hold back other nodes' commits of a tenant, after those that are on their way, until the gate is dropped
+    /// or a second has passed without a commit: the last resort of whoever keeps losing to them. Nothing on a
+    /// store that one process has to itself.
+    fn close_gate<'a>(&'a self, _scope: &'a TenantScope) -> BoxFuture<'a, Result<Gate>> {
+        std::future::ready(Ok(Box::new(()) as Gate)).boxed()
+    }
+
     /// Whether one batch may hold sets of several tenants, and how many batches may run at a time.
     fn batching(&self) -> Batching;
 
@@ -86,6 +94,9 @@ pub trait Store: Send + Sync {
         0
     }
 }
+
+/// A tenant's gate among nodes; open again when it is dropped.
+pub type Gate = Box<dyn Send>;
 
 /// How a store wants its batches.
 #[derive(Clone, Copy, Debug)]

@@ -30,7 +30,7 @@ use crate::triggers::{self, Answer, Call, Ended, Failure};
 
 /// Runs in the lane of the key that changed, before the tenant's other commits are held back.
 const LANE_RUNS: u32 = 8;
-/// Runs with this node's other commits of the tenant held back; only another node can still win then.
+/// Runs with the tenant's other commits held back, on this node and, for a second each, on the others.
 const GATE_RUNS: u32 = 64;
 /// Invocations that wait for their tenant's turn: a second of work at the free plan's rate.
 const WAITING: usize = 256;
@@ -212,9 +212,17 @@ impl Invoker {
             }
             if started.record.reruns > LANE_RUNS {
                 lane = None;
-                if gate.is_none() {
-                    gate = Some(inner.lanes.close_gate(work.scope.id()).await);
+                // First this node's own commits, then the other nodes'; theirs anew for each run, since they are
+                // not held back for long.
+                let own = match gate.take() {
+                    Some((own, _)) => own,
+                    None => inner.lanes.close_gate(work.scope.id()).await,
+                };
+                let others = inner.shard.store().close_gate(&work.scope).await;
+                if let Err(error) = &others {
+                    tracing::debug!(%error, "other nodes could not be held back");
                 }
+                gate = Some((own, others.ok()));
             } else if lane.as_ref().is_none_or(|(_, held)| *held != changed) {
                 // Given back before the next is taken, so that two invocations never wait for each other.
                 drop(lane.take());

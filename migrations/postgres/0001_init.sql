@@ -217,6 +217,24 @@ begin
         where h.tenant_id = p_tenant;
 end $$;
 
+-- The first half of the advisory locks' keys: each tenant has a gate, which every commit passes and which
+-- somebody may hold. Tenants whose names fall together share one, which costs time and nothing else.
+create function chalet_gates() returns int
+language sql immutable
+return 1128811604;
+
+-- Close the tenant's gate, when the commits on their way have ended: from then on only the node that holds it
+-- commits, until the transaction ends. It is for fairness alone: no commit is right or wrong by it. The database ends it after `p_for_ms` without a
+-- word from the holder, so that a node that stopped holds up nobody.
+create function chalet_close_gate(p_tenant text, p_for_ms bigint) returns void
+language plpgsql volatile security invoker
+set search_path = public, pg_temp
+as $$
+begin
+    perform set_config('idle_in_transaction_session_timeout', p_for_ms::text, true);
+    perform pg_advisory_xact_lock(chalet_gates(), hashtext(p_tenant));
+end $$;
+
 -- Commit sets of one tenant in their order, and say what became of each.
 --
 -- The head is locked in a statement of its own; every statement after it sees all that earlier commits
@@ -233,9 +251,10 @@ end $$;
 --
 -- After `p_not_after_ms` the call changes nothing (error CH001): whoever lost the connection to an earlier
 -- call and finds its rows missing after that time knows that they will never come. `p_lock` is false only in
--- a test that has to see the lock missing.
+-- a test that has to see the lock missing. `p_gated` is true on the node that holds the tenant's gate; all
+-- others wait while it is held.
 create function chalet_commit(
-    p_tenant text, p_not_after_ms bigint, p_lock boolean,
+    p_tenant text, p_not_after_ms bigint, p_lock boolean, p_gated boolean,
     s_run int[], s_epoch bigint[], s_seq bigint[], s_check boolean[], s_now_ms bigint[], s_quota bigint[],
     s_reads int[], s_ranges int[], s_writes int[], s_due_at_ms bigint[],
     s_plugin text[], s_hour_ms bigint[], s_invocations bigint[], s_failures bigint[], s_fuel bigint[],
@@ -283,6 +302,9 @@ begin
         perform set_config('synchronous_commit', 'on', true);
     end if;
 
+    if not p_gated then
+        perform pg_advisory_xact_lock_shared(chalet_gates(), hashtext(p_tenant));
+    end if;
     if p_lock then
         select h.epoch, h.seq, h.bytes, h.state into v_epoch, v_start, v_bytes, v_state
         from heads h where h.tenant_id = p_tenant for update;

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,9 +21,9 @@ use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
 use crate::effects::row::{Key, Range, Row, Value};
 use crate::effects::set::{Compute, Facts, OUTCOME_UNKNOWN, Op, Set, Tag, Verdict};
-use crate::effects::{Batching, Breaks, KEY_BYTES, Store, refusal};
+use crate::effects::{Batching, Breaks, Gate, KEY_BYTES, Store, refusal};
 use crate::kernel::error::{Error, Result};
-use crate::kernel::tenant::TenantScope;
+use crate::kernel::tenant::{TenantId, TenantScope};
 
 /// Connections that read. A read takes well under a millisecond; more would only wait inside the database.
 const READERS: u32 = 8;
@@ -33,6 +33,8 @@ const LANES: usize = 8;
 const STATEMENT: Duration = Duration::from_secs(5);
 /// How long a commit may wait for another node's commit of the same tenant.
 const LOCK: Duration = Duration::from_secs(2);
+/// How long a tenant's gate may be held without a commit: half of what others wait for it.
+const GATE_MS: i64 = 1_000;
 /// How long after it was sent a commit may still begin; past it a lost one is known to be dead.
 const GOOD_FOR_MS: i64 = 3_000;
 /// How long a commit may take until its connection counts as lost: a statement, and a slow flush.
@@ -55,6 +57,41 @@ struct Inner {
     reads: PgPool,
     idle: Mutex<Vec<Lane>>,
     server: Arc<Server>,
+    gates: Arc<Gates>,
+}
+
+/// The tenants whose gates this node holds or waits for, and how often.
+#[derive(Default)]
+struct Gates(Mutex<HashMap<TenantId, u32>>);
+
+/// One of them; it is given up when this is dropped.
+struct HeldGate(Arc<Gates>, TenantId);
+
+impl Gates {
+    fn tenants(&self) -> MutexGuard<'_, HashMap<TenantId, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self, tenant: &TenantId) -> bool {
+        self.tenants().contains_key(tenant)
+    }
+
+    fn hold(self: &Arc<Self>, tenant: &TenantId) -> HeldGate {
+        *self.tenants().entry(tenant.clone()).or_default() += 1;
+        HeldGate(self.clone(), tenant.clone())
+    }
+}
+
+impl Drop for HeldGate {
+    fn drop(&mut self) {
+        let mut tenants = self.0.tenants();
+        if let Some(times) = tenants.get_mut(&self.1) {
+            *times -= 1;
+            if *times == 0 {
+                tenants.remove(&self.1);
+            }
+        }
+    }
 }
 
 /// A connection that commits.
@@ -132,7 +169,7 @@ impl PostgresStore {
             .connect_with(options.clone())
             .await
             .map_err(failed)?;
-        Ok(Self(Arc::new(Inner { options, reads, idle: Mutex::default(), server })))
+        Ok(Self(Arc::new(Inner { options, reads, idle: Mutex::default(), server, gates: Arc::default() })))
     }
 
     /// Connections for single calls that are no commits.
@@ -447,7 +484,8 @@ impl Store for PostgresStore {
             let mut last = Error::unavailable("database_busy", "the database is too busy; try again");
             for _ in 0..TRIES {
                 let waiting: Vec<&Set> = open.iter().map(|n| &sets[*n]).collect();
-                let call = Call::of(&waiting, breaks);
+                let gated = waiting.iter().any(|set| self.0.gates.held(set.scope.id()));
+                let call = Call::of(&waiting, gated, breaks);
                 let not_after_ms = self.0.server.now_ms() + GOOD_FOR_MS;
                 let mut lane = match self.lane().await {
                     Ok(lane) => lane,
@@ -515,6 +553,24 @@ impl Store for PostgresStore {
         .boxed()
     }
 
+    fn close_gate<'a>(&'a self, scope: &'a TenantScope) -> BoxFuture<'a, Result<Gate>> {
+        async move {
+            // From here on this node's own commits do not wait, also those that are no invocation's.
+            let held = self.0.gates.hold(scope.id());
+            let mut lane = self.lane().await?;
+            sqlx::raw_sql("begin").execute(&mut lane.connection).await.map_err(failed)?;
+            sqlx::query("select chalet_close_gate($1, $2)")
+                .bind(scope.id().as_str())
+                .bind(GATE_MS)
+                .fetch_all(&mut lane.connection)
+                .await
+                .map_err(failed)?;
+            // The transaction ends with its connection.
+            Ok(Box::new((lane.connection, held)) as Gate)
+        }
+        .boxed()
+    }
+
     fn usage<'a>(&'a self, scope: &'a TenantScope, from_ms: i64, to_ms: i64) -> BoxFuture<'a, Result<Vec<Compute>>> {
         async move {
             let query = || {
@@ -573,6 +629,7 @@ fn key_of(row: &PgRow) -> Result<Option<Key>> {
 struct Call<'s> {
     tenant: &'s str,
     lock: bool,
+    gated: bool,
     run: Vec<i32>,
     epoch: Vec<Option<i64>>,
     seq: Vec<Option<i64>>,
@@ -625,8 +682,8 @@ impl<'s> Places<'s> {
 }
 
 impl<'s> Call<'s> {
-    fn of(sets: &[&'s Set], breaks: Breaks) -> Self {
-        let mut call = Self { lock: !breaks.lock, ..Self::default() };
+    fn of(sets: &[&'s Set], gated: bool, breaks: Breaks) -> Self {
+        let mut call = Self { lock: !breaks.lock, gated, ..Self::default() };
         for (n, set) in sets.iter().enumerate() {
             call.tenant = set.scope.id().as_str();
             call.epoch.push(set.tag.map(|tag| tag.epoch as i64));
@@ -695,11 +752,12 @@ impl<'s> Call<'s> {
         let rows = sqlx::query(
             "select outcome, epoch, seq, space, key from chalet_commit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
              $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, \
-             $35, $36, $37, $38)",
+             $35, $36, $37, $38, $39)",
         )
         .bind(self.tenant)
         .bind(not_after_ms)
         .bind(self.lock)
+        .bind(self.gated)
         .bind(&self.run)
         .bind(&self.epoch)
         .bind(&self.seq)

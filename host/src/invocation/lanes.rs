@@ -1,5 +1,6 @@
 //! Who runs again, and when: invocations that lost on the same key queue behind each other instead of
-//! losing to each other, and the last resort holds back the tenant's other commits on this node.
+//! losing to each other, and the last resort holds back the tenant's other commits on this node. (Other nodes'
+//! are held back by the store.)
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
