@@ -82,18 +82,12 @@ async fn sum(tenant: &Tenant<'_>) -> u64 {
     answer["results"][0]["sum"].as_u64().unwrap_or_else(|| panic!("no sum in {answer}"))
 }
 
-/// A plan whose rates do not stand in the way of the load.
-async fn unlimited(server: &Server) {
-    let plan = json!({ "requests_per_second": 1_000_000, "request_burst": 1_000_000, "concurrency": 256, "timeout_ms": 10_000 });
-    expect(server.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
-}
-
 #[tokio::test]
 async fn ten_thousand_concurrent_increments_lose_none() {
     const TOTAL: u64 = 10_000;
     for setup in Setup::engines().await {
         let server = Server::start_with(setup.clone());
-        unlimited(&server).await;
+        server.unlimited().await;
         let acme = server.tenant("acme").await;
         acme.deploy("guest-kv").await;
         increments(&[&server], &acme.key, TOTAL).await;
@@ -109,7 +103,7 @@ async fn two_hosts_on_one_database_lose_no_increment() {
     const TOTAL: u64 = 10_000;
     let database = postgres::database().await;
     let (one, two) = (Server::start_with(Setup::on(&database)), Server::start_with(Setup::on(&database)));
-    unlimited(&one).await;
+    one.unlimited().await;
     let acme = one.tenant("acme").await;
     acme.deploy("guest-kv").await;
     // The second node has read neither the plan nor the tenant before.
@@ -125,7 +119,7 @@ async fn two_hosts_on_one_database_lose_no_increment() {
 async fn concurrent_writes_of_one_tenant_share_transactions() {
     for setup in Setup::engines().await {
         let server = Server::start_with(setup);
-        unlimited(&server).await;
+        server.unlimited().await;
         let acme = server.tenant("acme").await;
         acme.deploy("guest-kv").await;
         run(&acme, json!([])).await;
