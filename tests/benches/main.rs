@@ -51,7 +51,8 @@ const NOTE_ONCE: Request = Request { fresh_keys: true, ..NOTE };
 /// Who is compared: the first is what the others are measured against.
 const CONTESTANTS: &[Contestant] = &[
     Contestant { name: "bare axum", server: Kind::Axum, request: PRICE },
-    Contestant { name: "`pricing`", server: Kind::Sqlite, request: PRICE },
+    Contestant { name: "`pricing`, SQLite", server: Kind::Sqlite, request: PRICE },
+    Contestant { name: "`pricing`, PostgreSQL", server: Kind::Postgres, request: PRICE },
     Contestant { name: "`notes` POST, SQLite", server: Kind::Sqlite, request: NOTE },
     Contestant { name: "`notes` POST, PostgreSQL", server: Kind::Postgres, request: NOTE },
     Contestant { name: "`notes` POST with a new `Idempotency-Key`, SQLite", server: Kind::Sqlite, request: NOTE_ONCE },
