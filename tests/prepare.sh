@@ -1,10 +1,14 @@
 #!/bin/sh
 # What the tests need beside cargo: a C compiler for the bundled SQLite, PostgreSQL's server programs, strace, and Node 18
-# or later with npm, which fetches other people's clients.
+# or later with npm, which fetches other people's clients. Each argument is one more program, from the package of the same
+# name.
 # As root, or with CI=true, missing packages are installed; otherwise they are named.
 set -eu
 
 missing=
+for program in "$@"; do
+    command -v "$program" >/dev/null || missing="$missing $program"
+done
 command -v cc >/dev/null || missing="$missing gcc"
 set -- /usr/lib/postgresql/*/bin/initdb
 [ -x "$1" ] || command -v initdb >/dev/null || missing="$missing postgresql"
@@ -20,6 +24,6 @@ if [ "$(id -u)" = 0 ] || [ "${CI:-}" = true ]; then
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 else
-    echo "the tests need these packages: apt-get install$missing" >&2
+    echo "these packages are needed: apt-get install$missing" >&2
     exit 1
 fi

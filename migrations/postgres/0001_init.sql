@@ -128,7 +128,9 @@ language sql immutable
 return (extract(epoch from p_time) * 1000000)::bigint;
 
 -- The planner cannot know how long an array is, and the right plan is always the same: one look into the
--- primary key per element. So every function below forbids the others and keeps its plan.
+-- primary key per element. So every function below forbids the others and keeps its plan. Where rows are looked
+-- up by an array, that stands in a lateral `limit 1`, which cannot become a join: of a join, the planner may fetch
+-- all that the tenant has, if it takes tenants for small, as it does in a new database.
 
 -- Rows of these keys with the head they belong to, from one statement and so from one snapshot. `n` is the
 -- key's place; a tenant without a head gives no row at all.
@@ -137,7 +139,7 @@ returns table (epoch bigint, seq bigint, n bigint, value bytea, counter bigint, 
 language plpgsql volatile security invoker
 set search_path = public, pg_temp
 set plan_cache_mode = force_generic_plan
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin
@@ -146,7 +148,9 @@ begin
         select h.epoch, h.seq, w.n, r.value, r.counter, r.version, r.expires_at_ms
         from heads h
         left join unnest(p_spaces, p_keys) with ordinality as w (space, key, n) on true
-        left join rows r on r.tenant_id = h.tenant_id and r.space = w.space and r.key = w.key
+        left join lateral (
+            select * from rows where rows.tenant_id = p_tenant and rows.space = w.space and rows.key = w.key limit 1
+        ) r on true
         where h.tenant_id = p_tenant;
 end $$;
 
@@ -200,8 +204,9 @@ begin
         left join lateral (
             select k.space, k.key
             from unnest(r_space, r_key, r_version) as k (space, key, version)
-            left join rows r on r.tenant_id = p_tenant and r.space = k.space and r.key = k.key
-                and (r.expires_at_ms is null or r.expires_at_ms > p_now_ms)
+            left join lateral (
+                select * from rows where rows.tenant_id = p_tenant and rows.space = k.space and rows.key = k.key limit 1
+            ) r on r.expires_at_ms is null or r.expires_at_ms > p_now_ms
             where coalesce(r.version, 0) <> k.version
             union all
             select g.space, g.from_key
@@ -337,8 +342,10 @@ begin
                 for found_row in
                     select distinct on (k.set) k.set, k.space, k.key
                     from unnest(r_set[a:b], r_space[a:b], r_key[a:b], r_version[a:b]) as k (set, space, key, version)
-                    left join rows r on r.tenant_id = p_tenant and r.space = k.space and r.key = k.key
-                        and (r.expires_at_ms is null or r.expires_at_ms > s_now_ms[k.set])
+                    left join lateral (
+                        select * from rows
+                        where rows.tenant_id = p_tenant and rows.space = k.space and rows.key = k.key limit 1
+                    ) r on r.expires_at_ms is null or r.expires_at_ms > s_now_ms[k.set]
                     where v_stale[k.set] and coalesce(r.version, 0) <> k.version
                     order by k.set
                 loop
@@ -403,7 +410,10 @@ begin
                         end as delta
                     from unnest(w_set[a:b], w_space[a:b], w_key[a:b], w_kind[a:b], w_value[a:b], w_number[a:b], w_charged[a:b])
                         as w (set, space, key, kind, value, number, charged)
-                    left join rows r on r.tenant_id = p_tenant and r.space = w.space and r.key = w.key
+                    left join lateral (
+                        select * from rows
+                        where rows.tenant_id = p_tenant and rows.space = w.space and rows.key = w.key limit 1
+                    ) r on true
                     cross join lateral (
                         select r.version is not null and (r.expires_at_ms is null or r.expires_at_ms > s_now_ms[w.set]) as live,
                             coalesce(w.kind = 4 and r.expires_at_ms <= w.number, false) as gone
@@ -468,7 +478,10 @@ begin
                     row_number() over (partition by w.space, w.key order by w.set desc) as from_last
                 from unnest(w_set[a:b], w_space[a:b], w_key[a:b], w_kind[a:b], w_value[a:b], w_number[a:b], w_expires_at_ms[a:b])
                     as w (set, space, key, kind, value, number, expires_at_ms)
-                left join rows r on w.kind = 3 and r.tenant_id = p_tenant and r.space = w.space and r.key = w.key
+                left join lateral (
+                    select * from rows
+                    where w.kind = 3 and rows.tenant_id = p_tenant and rows.space = w.space and rows.key = w.key limit 1
+                ) r on true
                 cross join lateral (
                     select r.version is not null and (r.expires_at_ms is null or r.expires_at_ms > s_now_ms[w.set]) as live
                 ) judged
@@ -481,11 +494,16 @@ begin
                 version = excluded.version, expires_at_ms = excluded.expires_at_ms;
 
             if w_kind[a:b] && array[2, 4] then
-                delete from rows r
-                using unnest(w_set[a:b], w_space[a:b], w_key[a:b], w_kind[a:b], w_number[a:b])
-                    as w (set, space, key, kind, number)
-                where r.tenant_id = p_tenant and r.space = w.space and r.key = w.key and v_made[w.set] is not null
-                    and (w.kind = 2 or (w.kind = 4 and r.expires_at_ms <= w.number));
+                for found_row in
+                    select w.space, w.key, w.kind, w.number
+                    from unnest(w_set[a:b], w_space[a:b], w_key[a:b], w_kind[a:b], w_number[a:b])
+                        as w (set, space, key, kind, number)
+                    where v_made[w.set] is not null and w.kind in (2, 4)
+                loop
+                    delete from rows r
+                    where r.tenant_id = p_tenant and r.space = found_row.space and r.key = found_row.key
+                        and (found_row.kind = 2 or r.expires_at_ms <= found_row.number);
+                end loop;
             end if;
         end if;
         first_set := last_set + 1;
@@ -537,6 +555,8 @@ create function chalet_outcome(
 returns table (epoch bigint, dead boolean, n bigint, version bigint)
 language plpgsql volatile security invoker
 set search_path = public, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -549,7 +569,9 @@ begin
     return query
         select v_epoch, v_dead, w.n, r.version
         from unnest(p_spaces, p_keys) with ordinality as w (space, key, n)
-        left join rows r on r.tenant_id = p_tenant and r.space = w.space and r.key = w.key;
+        left join lateral (
+            select * from rows where rows.tenant_id = p_tenant and rows.space = w.space and rows.key = w.key limit 1
+        ) r on true;
 end $$;
 
 -- The head, and the bytes that count against the storage quota.

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "a test that measures says what it measured")]
 
 #[path = "../kit/mod.rs"]
+#[expect(dead_code, reason = "a part of the kit serves the benchmark alone")]
 mod kit;
 
 mod authorization;

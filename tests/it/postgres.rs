@@ -162,6 +162,45 @@ async fn every_table_of_a_tenant_is_under_forced_security_and_begins_its_key_wit
     assert_eq!(odd, 0, "every function runs with its caller's rights and a fixed search path");
 }
 
+/// Calls of every function that looks rows of the tenant `t` up by their keys, each with three keys.
+const LOOKS: [&str; 4] = [
+    "select count(*) from chalet_read('t', array['s', 's', 's'], array['a', 'b', 'c']::bytea[])",
+    "select count(*) from chalet_holds('t', 0, array['s', 's', 's'], array['a', 'b', 'c']::bytea[], \
+     array[0, 0, 0], '{}', '{}', '{}', '{}', '{}')",
+    "select count(*) from chalet_outcome('t', 0, 0, 0, array['s', 's', 's'], array['a', 'b', 'c']::bytea[])",
+    "select count(*) from chalet_commit('t', 9000000000000000, true, array[1], array[null]::bigint[], \
+     array[null]::bigint[], array[false], array[0], array[1000000], array[3], array[0], array[3], \
+     array[null]::bigint[], array[null]::text[], array[0], array[0], array[0], array[0], array[0], array[0], \
+     array[1, 1, 1], array['s', 's', 's'], array['d', 'e', 'f']::bytea[], array[0, 0, 0], \
+     '{}', '{}', '{}', '{}', '{}', '{}', \
+     array[1, 1, 1], array['s', 's', 's'], array['a', 'b', 'c']::bytea[], array[0, 3, 2], \
+     array['x', null, null]::bytea[], array[null, 1, null]::bigint[], array[null, null, null]::bigint[], \
+     array[true, true, true])",
+];
+
+#[tokio::test]
+async fn a_look_for_a_key_fetches_no_other_row_of_the_tenant() {
+    let database = postgres::database().await;
+    let (mut admin, mut app) = (connect(&database.admin_url).await, connect(&database.url).await);
+    admin.execute("insert into heads (tenant_id) values ('t')").await.expect("inserted");
+    // The first call of a connection makes its plans: here while the planner takes every tenant for small.
+    for look in LOOKS {
+        app.execute(AssertSqlSafe(format!("begin; {look}; rollback"))).await.expect("the function runs");
+    }
+    let fill = "insert into rows (tenant_id, space, key, value, version) \
+                select 't', 's', n::text::bytea, 'x', 0 from generate_series(1, 2000) n";
+    admin.execute(fill).await.expect("inserted");
+    for look in LOOKS {
+        app.execute("begin").await.expect("begun");
+        count(&mut app, look).await;
+        let fetched =
+            "select (seq_tup_read + idx_tup_fetch)::bigint from pg_stat_xact_user_tables where relname = 'rows'";
+        let fetched = count(&mut app, fetched).await;
+        app.execute("rollback").await.expect("rolled back");
+        assert!(fetched < 20, "{fetched} rows were fetched by {look}");
+    }
+}
+
 #[tokio::test]
 async fn the_clock_follows_the_database() {
     let database = postgres::database().await;

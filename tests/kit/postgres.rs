@@ -5,8 +5,9 @@
 //! only this process holds. Two roles stand ready: an owner that migrates, and the application's role,
 //! which owns nothing, is no superuser and cannot bypass row-level security.
 //!
-//! The cluster does not sync its files. A killed server loses nothing by that, since the kernel keeps
-//! what was written; only a power cut would show it, and no test here cuts the power.
+//! A cluster does not sync its files unless it is asked to. A killed server loses nothing by that, since the
+//! kernel keeps what was written; only a power cut would show it, and no test here cuts the power. What is
+//! measured has to sync.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -37,6 +38,7 @@ pub struct Cluster {
     programs: PathBuf,
     user: Option<(u32, u32)>,
     port: u16,
+    syncs: bool,
     server: Mutex<Option<Child>>,
     guardian: Child,
     databases: AtomicU32,
@@ -104,6 +106,15 @@ impl HeadLock {
 impl Cluster {
     /// Make and start a cluster. Blocks for about two seconds.
     pub fn start() -> Self {
+        Self::make(false)
+    }
+
+    /// The same, with its files synced as in production.
+    pub fn start_syncing() -> Self {
+        Self::make(true)
+    }
+
+    fn make(syncs: bool) -> Self {
         let programs = programs();
         let folder = tempfile::Builder::new().prefix("chalet-postgres-").tempdir().expect("a temporary folder").keep();
         // The server refuses to run as root; then it runs as another user, who owns the folder.
@@ -114,6 +125,7 @@ impl Cluster {
         let cluster = Self {
             guardian: guardian(&folder),
             port: free_port(),
+            syncs,
             server: Mutex::new(None),
             databases: AtomicU32::new(0),
             folder,
@@ -175,6 +187,7 @@ impl Cluster {
             .open(self.folder.join("log"))
             .expect("the folder can be written");
         let until = Instant::now() + START;
+        let sync = if self.syncs { "on" } else { "off" };
         loop {
             // A crashed server's children keep the shared memory for a moment; the next try finds it free.
             let mut child = self
@@ -183,7 +196,8 @@ impl Cluster {
                 .arg(self.data())
                 .args(["-p", &self.port.to_string()])
                 .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
-                .args(["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "timezone=UTC"])
+                .args(["-c", &format!("fsync={sync}"), "-c", &format!("full_page_writes={sync}")])
+                .args(["-c", "synchronous_commit=on", "-c", "timezone=UTC"])
                 .args(["-c", &format!("max_connections={CONNECTIONS}"), "-c", "shared_buffers=128MB"])
                 .args(["-c", "restart_after_crash=on", "-c", "log_min_messages=warning"])
                 .stdin(Stdio::null())
@@ -202,6 +216,12 @@ impl Cluster {
             assert!(Instant::now() < until, "postgres ended:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// The process id of the server, whose children do the work.
+    pub fn pid(&self) -> u32 {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        server.as_ref().expect("the server was not killed").id()
     }
 
     /// What the server has logged: warnings and worse.

@@ -152,6 +152,13 @@ impl Server {
         tenant
     }
 
+    /// Give the plan of new tenants rates that do not stand in the way of a load.
+    pub async fn unlimited(&self) {
+        let plan = json!({ "requests_per_second": 1_000_000, "request_burst": 1_000_000, "concurrency": 256,
+            "timeout_ms": 10_000, "storage_bytes": 1_u64 << 40 });
+        expect(self.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
+    }
+
     /// Wait until `check` is true, at most ten seconds.
     pub async fn eventually(&self, what: &str, check: impl AsyncFn() -> bool) {
         let started = Instant::now();
@@ -159,13 +166,6 @@ impl Server {
             assert!(started.elapsed() < Duration::from_secs(10), "{what} did not come true");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-    }
-
-    /// Let the plan `free` not stand in the way of load.
-    pub async fn unlimited(&self) {
-        let plan = json!({ "requests_per_second": 1_000_000, "request_burst": 1_000_000, "concurrency": 256,
-            "timeout_ms": 10_000 });
-        expect(self.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
     }
 
     /// A metric of `/metrics`, summed over its labels.

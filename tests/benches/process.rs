@@ -1,0 +1,49 @@
+//! What a process and its children have used, as Linux counts it.
+
+use std::fs;
+use std::time::Duration;
+
+/// Clock ticks a second in /proc: `USER_HZ`, which Linux keeps at 100 on x86 and ARM.
+const TICKS: u64 = 100;
+
+/// A line of `/proc/PID/stat`, as far as it is needed (proc_pid_stat(5)).
+struct Stat {
+    parent: u32,
+    own_ticks: u64,
+    /// Of children that have ended.
+    ended_ticks: u64,
+}
+
+impl Stat {
+    fn read(pid: u32) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name before it may hold spaces and parentheses.
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+        Some(Self {
+            parent: u32::try_from(number(4)?).ok()?,
+            own_ticks: number(14)? + number(15)?,
+            ended_ticks: number(16)? + number(17)?,
+        })
+    }
+}
+
+/// CPU time of a process with its children, those that have ended among them.
+pub fn cpu(pid: u32) -> Duration {
+    let own = Stat::read(pid).unwrap_or_else(|| panic!("process {pid} has ended"));
+    let children: u64 = fs::read_dir("/proc")
+        .expect("/proc is mounted")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(Stat::read)
+        .filter(|stat| stat.parent == pid)
+        .map(|stat| stat.own_ticks + stat.ended_ticks)
+        .sum();
+    Duration::from_millis((own.own_ticks + own.ended_ticks + children) * 1_000 / TICKS)
+}
+
+/// Resident memory of a process.
+pub fn resident_mib(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+    kib.map_or(f64::NAN, |kib: f64| kib / 1024.0)
+}
