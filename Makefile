@@ -15,7 +15,7 @@ test: prepare
 	cargo test --workspace --doc
 	cargo test --workspace --tests
 
-# The scoreboard, as Markdown: what a request costs beside bare axum. Takes four minutes after the release build.
+# The scoreboard, as Markdown: what a request costs beside bare axum. Takes five minutes after the release build.
 bench:
 	@tests/prepare.sh wrk
 	cargo bench --workspace --bench bench
