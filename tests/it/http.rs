@@ -1,5 +1,6 @@
 //! Outgoing HTTP: to granted hosts, never inwards, and once over re-runs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 
@@ -13,7 +14,8 @@ use tokio::net::TcpListener;
 use crate::kit::guests::component;
 use crate::kit::server::{Server, Setup, expect};
 
-/// A server that answers 200 to everything and keeps the requests it got.
+/// A server that answers 200 to everything, but for the first request to `/hold`, which it leaves without an answer,
+/// and keeps the requests it got.
 async fn upstream() -> (u16, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -30,7 +32,15 @@ async fn upstream() -> (u16, Arc<Mutex<Vec<String>>>) {
                         _ => return,
                     }
                 }
-                kept.lock().expect("no panic").push(String::from_utf8_lossy(&request).to_lowercase());
+                let request = String::from_utf8_lossy(&request).to_lowercase();
+                let first = {
+                    let mut kept = kept.lock().expect("no panic");
+                    kept.push(request.clone());
+                    kept.len() == 1
+                };
+                if first && request.starts_with("post /hold ") {
+                    std::future::pending::<()>().await;
+                }
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").await;
             });
         }
@@ -63,17 +73,56 @@ async fn what_is_not_granted_or_points_inwards_is_refused() {
     assert_eq!(seen.lock().expect("no panic").len(), 0, "nothing reached the canary");
 }
 
+/// The guest with a grant for this address: a port that is not the scheme's own has to be granted as such.
+fn granted(local: &str) -> Vec<u8> {
+    let component = component("guest-http");
+    let mut manifest = Manifest::from_component(&component).expect("a manifest");
+    manifest.grants.egress.push(local.to_owned());
+    build::embed_instead(&component, &manifest).expect("embedded")
+}
+
+/// The `Idempotency-Key` of each request.
+fn keys(requests: &[String]) -> Vec<String> {
+    let key =
+        |request: &String| request.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).map(str::to_owned);
+    requests.iter().map(|request| key(request).expect("a key")).collect()
+}
+
+#[tokio::test]
+async fn a_request_that_is_repeated_after_a_crash_has_the_same_key() {
+    for setup in Setup::engines().await {
+        let (port, seen) = upstream().await;
+        let local = format!("127.0.0.1:{port}");
+        let mut server = Server::start_with(setup.with("CHALET_EGRESS_LOCAL", &local));
+        let acme = server.tenant("acme").await;
+        acme.deploy_bytes("guest-http", granted(&local)).await;
+        let key = acme.key.clone();
+        let body = json!({ "calls": [{ "method": "POST", "url": format!("http://{local}/hold"), "body": "1" }] });
+        let pay = |server: &Server| {
+            let request = server.anonymous(Method::POST, "/t/acme/guest-http/send").bearer_auth(&key);
+            request.header("idempotency-key", "pay-1").json(&body).send()
+        };
+        let sent = async || seen.lock().expect("no panic").clone();
+        let first = tokio::spawn(pay(&server));
+        server.eventually("the request is sent", async || sent().await.len() == 1).await;
+        server.crash_and_restart();
+        assert!(first.await.expect("no panic").is_err(), "the server was killed before its answer");
+        for _ in 0..2 {
+            assert_eq!(pay(&server).await.expect("an answer").status(), StatusCode::OK);
+        }
+        let keys = keys(&sent().await);
+        assert_eq!(keys.len(), 2, "the second repetition got the stored answer");
+        assert_eq!(keys[0], keys[1], "whoever was paid can tell that it is the same payment");
+    }
+}
+
 #[tokio::test]
 async fn a_request_is_sent_once_over_re_runs_and_names_its_cause() {
     let (port, seen) = upstream().await;
     let local = format!("127.0.0.1:{port}");
     let server = Server::start_with(Setup::sqlite().with("CHALET_EGRESS_LOCAL", &local));
     let acme = server.tenant("acme").await;
-    // A port that is not the scheme's own has to be granted as such.
-    let component = component("guest-http");
-    let mut manifest = Manifest::from_component(&component).expect("a manifest");
-    manifest.grants.egress.push(local.clone());
-    acme.deploy_bytes("guest-http", build::embed_instead(&component, &manifest).expect("embedded")).await;
+    acme.deploy_bytes("guest-http", granted(&local)).await;
     let calls = (0..16).map(|n| {
         let body = json!({ "calls": [{ "method": "POST", "url": format!("http://{local}/pay/{n}"), "body": "1" }], "touch": "hot" });
         acme.call(Method::POST, "guest-http", "/send").header("idempotency-key", format!("pay-{n}")).json(&body).send()
@@ -89,11 +138,6 @@ async fn a_request_is_sent_once_over_re_runs_and_names_its_cause() {
     );
     let requests = seen.lock().expect("no panic").clone();
     assert_eq!(requests.len(), 16, "each request was sent once");
-    let keys: std::collections::HashSet<_> = requests
-        .iter()
-        .map(|request| {
-            request.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).expect("a key").to_owned()
-        })
-        .collect();
+    let keys: HashSet<_> = keys(&requests).into_iter().collect();
     assert_eq!(keys.len(), 16, "each cause has a key of its own");
 }

@@ -58,7 +58,7 @@ fn operations_answer_what_they_saw() {
             { "op": "put", "collection": "accounts", "key": "a", "value": 10 },
             { "op": "put", "collection": "accounts", "key": "b", "value": 0 },
             { "op": "transfer", "collection": "accounts", "from": "a", "to": "b", "amount": 3 },
-            { "op": "assert_sum", "collection": "accounts", "sum": 10 },
+            { "op": "assert_sum", "collection": "accounts", "keys": ["a", "b"], "sum": 10 },
             { "op": "get", "collection": "elsewhere", "key": "a" },
             { "op": "put", "collection": "accounts", "key": "a", "value": 1, "if_version": 9 },
             { "op": "increment", "collection": "accounts", "key": "a", "delta": 1 }
