@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::kit::guests::{component, numbered};
+use crate::kit::guests::{PLUGINS_TARGET, component, numbered, root};
 use crate::kit::postgres;
 use crate::kit::server::{ADMIN, Server, Setup, binary, expect};
 
@@ -439,4 +439,52 @@ async fn a_secret_is_used_and_replaced_and_never_shown() {
     assert_eq!(own("secret delete WEBHOOK_SECRET --tenant acme", "").code, 1);
     let named = own("secret set lower/case --tenant acme", "x");
     assert!(named.code == 1 && named.stderr.contains("secret"), "{}", named.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_makes_a_plugin_works_on_it_and_deploys_it() {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let new = format!("new orders --sdk {}", root().join("guest-sdk").display());
+    assert!(run(&mut command(place.path(), &new), b"").ok().contains("made orders"));
+    let folder = place.path().join("orders");
+    let here = |arguments: &str| {
+        let mut command = command(&folder, arguments);
+        command.env("CARGO_TARGET_DIR", PLUGINS_TARGET);
+        command
+    };
+    let mut native = Command::new("cargo");
+    let native = native.arg("test").current_dir(&folder).env("CARGO_TARGET_DIR", PLUGINS_TARGET).output();
+    let native = native.expect("cargo runs");
+    assert!(native.status.success(), "{}", String::from_utf8_lossy(&native.stderr));
+
+    let mut dev = Running::start(here("dev"));
+    dev.line("orders 0.1.0 runs");
+    let elsewhere = dev.line("CHALET_URL=");
+    let value = |name: &str| {
+        let word = elsewhere.split_whitespace().find_map(|word| word.strip_prefix(&format!("{name}=")));
+        word.unwrap_or_else(|| panic!("no {name} in {elsewhere}")).to_owned()
+    };
+    let (url, key, http) = (value("CHALET_URL"), value("CHALET_KEY"), reqwest::Client::new());
+    let greet = async || {
+        let request = http.post(format!("{url}/t/dev/orders/greetings")).bearer_auth(&key);
+        expect(request.json(&json!({ "name": "Ada" })), StatusCode::OK).await["times"].clone()
+    };
+    assert_eq!(greet().await, 1);
+    dev.line("greeted Ada for the 1. time");
+    // A save is enough; what was stored stays.
+    let source = folder.join("src/lib.rs");
+    let text = std::fs::read_to_string(&source).expect("read");
+    std::fs::write(&source, text.replace("greeting.times += 1", "greeting.times += 10")).expect("saved");
+    dev.line("orders 0.1.0+dev.1 runs");
+    assert_eq!(greet().await, 11);
+    dev.interrupt();
+
+    let server = Server::start();
+    let acme = server.tenant("acme").await;
+    let mut deploy = here("deploy . --tenant acme --approve");
+    run(deploy.env("CHALET_URL", &server.url).env("CHALET_KEY", &acme.key), b"").ok();
+    let greeted = acme.call(Method::POST, "orders", "/greetings").json(&json!({ "name": "Ada" }));
+    assert_eq!(expect(greeted, StatusCode::OK).await, json!({ "name": "Ada", "times": 10 }));
+    let checked = run(&mut here(&format!("check {PLUGINS_TARGET}/chalet/orders.wasm")), b"").ok();
+    assert!(checked.contains("orders 0.1.0") && checked.contains("POST /greetings"), "{checked}");
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::kit::guests::root;
+use crate::kit::guests::{PLUGINS_TARGET, root};
 use crate::kit::server::binary;
 
 /// Exit code and output of `chalet demo --once` as this sets it up.
@@ -53,8 +53,6 @@ fn the_demo_fails_on_a_broken_build() {
     assert_ne!(source, broken);
     std::fs::write(pricing, broken).expect("written");
 
-    // A workspace of its own; what does not depend on its place is compiled once.
-    let target = concat!(env!("CARGO_TARGET_TMPDIR"), "/demo");
-    let (code, text) = demo(|command| command.current_dir(checkout.path()).env("CARGO_TARGET_DIR", target));
+    let (code, text) = demo(|command| command.current_dir(checkout.path()).env("CARGO_TARGET_DIR", PLUGINS_TARGET));
     assert!(code == Some(1) && text.contains("FAILED  a flag flipped") && text.contains(" 1 failed"), "{text}");
 }

@@ -8,6 +8,9 @@ use std::sync::OnceLock;
 use chalet::cli::build::{self, Options};
 use chalet::services::plugins::manifest::Manifest;
 
+/// Where tests build plugins that they make: what does not depend on a plugin's place is compiled once.
+pub const PLUGINS_TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/plugins");
+
 /// The project's folder.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ is in the project").to_path_buf()
