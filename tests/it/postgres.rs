@@ -168,7 +168,7 @@ const LOOKS: [&str; 4] = [
     "select count(*) from chalet_holds('t', 0, array['s', 's', 's'], array['a', 'b', 'c']::bytea[], \
      array[0, 0, 0], '{}', '{}', '{}', '{}', '{}')",
     "select count(*) from chalet_outcome('t', 0, 0, 0, array['s', 's', 's'], array['a', 'b', 'c']::bytea[])",
-    "select count(*) from chalet_commit('t', 9000000000000000, true, array[1], array[null]::bigint[], \
+    "select count(*) from chalet_commit('t', 9000000000000000, true, false, array[1], array[null]::bigint[], \
      array[null]::bigint[], array[false], array[0], array[1000000], array[3], array[0], array[3], \
      array[null]::bigint[], array[null]::text[], array[0], array[0], array[0], array[0], array[0], array[0], \
      array[1, 1, 1], array['s', 's', 's'], array['d', 'e', 'f']::bytea[], array[0, 0, 0], \
