@@ -69,7 +69,7 @@ async fn an_invocation_that_ends_after_a_later_one_is_in_the_stream_too() {
 #[tokio::test]
 async fn every_record_of_a_burst_is_found_though_only_some_are_written() {
     let server = Server::start();
-    let acme = server.tenant("acme").await;
+    let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     acme.deploy("guest-hello").await;
     let burst = (0..50).map(|_| acme.call(Method::GET, "guest-hello", "/").send());
     for answer in futures_util::future::join_all(burst).await {
@@ -78,6 +78,7 @@ async fn every_record_of_a_burst_is_found_though_only_some_are_written() {
         let id = answer.headers()["chalet-invocation"].to_str().expect("an id").to_owned();
         let record = expect(acme.api(Method::GET, &format!("/invocations/{id}")), StatusCode::OK).await;
         assert_eq!((&record["id"], &record["outcome"]), (&json!(id), &json!("ok")));
+        expect(globex.api(Method::GET, &format!("/invocations/{id}")), StatusCode::NOT_FOUND).await;
     }
     let written = expect(acme.api(Method::GET, "/invocations?limit=100"), StatusCode::OK).await;
     let written = written["data"].as_array().expect("a list").len();

@@ -92,7 +92,7 @@ impl Tally {
         state.recent.push_back((tenant.clone(), record));
     }
 
-    /// A record of a tenant that this node still has in memory, if it was not written too.
+    /// A record of a tenant, written or not, that this node still has in memory.
     pub fn find(&self, scope: &TenantScope, id: &str) -> Option<Record> {
         let state = self.state();
         let mut latest = state.recent.iter().rev();

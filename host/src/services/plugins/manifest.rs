@@ -731,6 +731,28 @@ mod tests {
     }
 
     #[test]
+    fn grants_are_added_list_by_list_and_once() {
+        let of = |name: &str| vec![name.to_owned()];
+        let all = Grants {
+            kv: of("kv"),
+            kv_read: of("kv_read"),
+            egress: of("egress"),
+            secrets: of("secrets"),
+            flags: of("flags"),
+            meters: of("meters"),
+            limits: of("limits"),
+            config: of("config"),
+        };
+        for (name, list) in all.lists() {
+            assert_eq!(list, [name]);
+        }
+        let mut sum = Grants::default();
+        sum.extend(&all);
+        sum.extend(&all);
+        assert_eq!(sum, all);
+    }
+
+    #[test]
     fn every_table_reads_and_survives_the_json_form() {
         let manifest = Manifest::from_toml(FULL).unwrap();
         assert_eq!(manifest.http.as_ref().unwrap().routes[0].to_string(), "GET /orders/{id}");
