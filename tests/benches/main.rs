@@ -14,15 +14,14 @@ mod kit;
 mod bare;
 mod load;
 mod machine;
-mod process;
 mod servers;
 mod table;
 
 use std::io::Write as _;
 use std::time::Duration;
 
+use crate::kit::process::{self, cpu};
 use crate::load::{Load, Request};
-use crate::process::cpu;
 use crate::servers::{Kind, Running};
 use crate::table::{Figures, Row};
 

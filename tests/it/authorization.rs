@@ -5,7 +5,16 @@ use chalet::services::keys::Right;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
+use crate::kit::engine::Engine;
 use crate::kit::server::Server;
+
+on_both_engines! {
+    without_a_valid_credential_every_route_answers_401,
+    another_tenants_path_answers_as_one_that_does_not_exist,
+    a_key_without_the_scope_is_refused_and_one_with_it_is_not,
+    no_key_makes_a_wider_key,
+    a_revoked_key_is_refused_at_once,
+}
 
 /// Every operation of the API with what it demands, its path filled in for a tenant.
 fn operations(tenant: &str) -> Vec<(Access, Method, String)> {
@@ -38,9 +47,8 @@ async fn answer(server: &Server, method: &Method, path: &str, key: Option<&str>)
     (status, body)
 }
 
-#[tokio::test]
-async fn without_a_valid_credential_every_route_answers_401() {
-    let server = Server::start();
+async fn without_a_valid_credential_every_route_answers_401(engine: Engine) {
+    let server = engine.server().await;
     server.tenant("acme").await;
     let mistyped = format!("chalet_{}_{}", "a".repeat(12), "b".repeat(38));
     for (_, method, path) in operations("acme") {
@@ -54,9 +62,8 @@ async fn without_a_valid_credential_every_route_answers_401() {
     }
 }
 
-#[tokio::test]
-async fn another_tenants_path_answers_as_one_that_does_not_exist() {
-    let server = Server::start();
+async fn another_tenants_path_answers_as_one_that_does_not_exist(engine: Engine) {
+    let server = engine.server().await;
     server.tenant("acme").await;
     let globex = server.tenant("globex").await;
     let foreign = operations("acme");
@@ -73,9 +80,8 @@ async fn another_tenants_path_answers_as_one_that_does_not_exist() {
     }
 }
 
-#[tokio::test]
-async fn a_key_without_the_scope_is_refused_and_one_with_it_is_not() {
-    let server = Server::start();
+async fn a_key_without_the_scope_is_refused_and_one_with_it_is_not(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let mut keys = Vec::new();
     for (right, includes) in [
@@ -104,9 +110,8 @@ async fn a_key_without_the_scope_is_refused_and_one_with_it_is_not() {
     }
 }
 
-#[tokio::test]
-async fn no_key_makes_a_wider_key() {
-    let server = Server::start();
+async fn no_key_makes_a_wider_key(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let make = |key: &str, scope: &str| {
         let request = server.anonymous(Method::POST, "/v1/tenants/acme/keys").bearer_auth(key);
@@ -117,9 +122,8 @@ async fn no_key_makes_a_wider_key() {
     assert_eq!(make(&writer, "tenant:read").await.expect("an answer").status(), StatusCode::FORBIDDEN);
 }
 
-#[tokio::test]
-async fn a_revoked_key_is_refused_at_once() {
-    let server = Server::start();
+async fn a_revoked_key_is_refused_at_once(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let key = acme.mint(&["tenant:read"]).await;
     let id = key.split('_').nth(1).expect("an id").to_owned();

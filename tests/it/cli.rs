@@ -7,9 +7,26 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::kit::engine::Engine;
 use crate::kit::guests::{PLUGINS_TARGET, component, numbered, root};
 use crate::kit::postgres;
 use crate::kit::server::{ADMIN, Server, Setup, binary, expect};
+
+on_both_engines! {
+    an_operator_makes_a_tenant_and_deploys_a_plugin_to_it,
+    a_tenant_admin_sees_what_the_plugin_did,
+    secrets_and_limits_are_set_from_stdin,
+    errors_say_what_to_do_and_how_the_command_was_wrong,
+    logs_follow_what_happens_after_they_were_asked_for,
+    usage_is_shown_by_meter_time_and_group,
+    a_key_is_shown_once_and_opens_doors_until_it_is_revoked,
+    flags_are_set_read_and_evaluated,
+    limits_are_set_read_and_looked_at_without_counting,
+    a_rollback_gives_the_traffic_back_to_the_release_before,
+    invocations_are_listed_the_latest_first_with_what_became_of_them,
+    a_secret_is_used_and_replaced_and_never_shown,
+    a_newcomer_makes_a_plugin_works_on_it_and_deploys_it,
+}
 
 /// What a command printed, and its exit code.
 struct Ended {
@@ -91,9 +108,8 @@ impl Running {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_operator_makes_a_tenant_and_deploys_a_plugin_to_it() {
-    let server = Server::start();
+async fn an_operator_makes_a_tenant_and_deploys_a_plugin_to_it(engine: Engine) {
+    let server = engine.server().await;
     let admin = |arguments: &str| chalet(&server, Some(ADMIN), arguments, b"");
     admin("tenant create acme").ok();
     let listed = admin("tenant list").ok();
@@ -122,9 +138,8 @@ async fn an_operator_makes_a_tenant_and_deploys_a_plugin_to_it() {
     assert_eq!(admin("tenant show acme").code, 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_admin_sees_what_the_plugin_did() {
-    let server = Server::start();
+async fn a_tenant_admin_sees_what_the_plugin_did(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-log").await;
     acme.deploy("pricing").await;
@@ -138,9 +153,8 @@ async fn a_tenant_admin_sees_what_the_plugin_did() {
     assert!(!own("logs --tenant acme --plugin guest-log").ok().contains(&id));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn secrets_and_limits_are_set_from_stdin() {
-    let server = Server::start();
+async fn secrets_and_limits_are_set_from_stdin(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let own = |arguments: &str, stdin: &str| chalet(&server, Some(&acme.key), arguments, stdin.as_bytes());
     own("secret set KEY --tenant acme", "hidden\n").ok();
@@ -154,9 +168,8 @@ async fn secrets_and_limits_are_set_from_stdin() {
     assert!(refused.stdout.contains("refused"), "{}", refused.stdout);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn errors_say_what_to_do_and_how_the_command_was_wrong() {
-    let server = Server::start();
+async fn errors_say_what_to_do_and_how_the_command_was_wrong(engine: Engine) {
+    let server = engine.server().await;
     let anonymous = chalet(&server, None, "tenant list", b"");
     assert_eq!(anonymous.code, 2, "a key is missing from the command");
     assert!(anonymous.stderr.contains("CHALET_KEY"), "{}", anonymous.stderr);
@@ -229,9 +242,8 @@ fn the_doctor_sees_what_is_there_and_what_is_broken() {
     assert!(broken.code == 1 && broken.stdout.contains("restore the file from a backup"), "{}", broken.stdout);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn logs_follow_what_happens_after_they_were_asked_for() {
-    let server = Server::start();
+async fn logs_follow_what_happens_after_they_were_asked_for(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-log").await;
     acme.deploy("guest-hello").await;
@@ -260,9 +272,8 @@ async fn logs_follow_what_happens_after_they_were_asked_for() {
     assert_eq!(all.process.wait().expect("it ends").code(), Some(1), "the stream was not ended by its reader");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn usage_is_shown_by_meter_time_and_group() {
-    let server = Server::start();
+async fn usage_is_shown_by_meter_time_and_group(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-meters").await;
     for (value, model) in [("1.5", "small"), ("2", "large")] {
@@ -285,9 +296,8 @@ async fn usage_is_shown_by_meter_time_and_group() {
     assert!(unknown.code == 1 && unknown.stderr.contains("meter_missing"), "{}", unknown.stderr);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_shown_once_and_opens_doors_until_it_is_revoked() {
-    let server = Server::start();
+async fn a_key_is_shown_once_and_opens_doors_until_it_is_revoked(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let own = |arguments: &str| chalet(&server, Some(&acme.key), arguments, b"");
     let made = own("key create reader --tenant acme --scope tenant:read,invoke");
@@ -310,9 +320,8 @@ async fn a_key_is_shown_once_and_opens_doors_until_it_is_revoked() {
     assert_eq!(own(&format!("key delete {id} --tenant acme")).code, 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn flags_are_set_read_and_evaluated() {
-    let server = Server::start();
+async fn flags_are_set_read_and_evaluated(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let own = |arguments: &str, stdin: &str| chalet(&server, Some(&acme.key), arguments, stdin.as_bytes());
     assert_eq!(own("flag get --tenant acme", "").code, 1, "there is no document yet");
@@ -337,9 +346,8 @@ async fn flags_are_set_read_and_evaluated() {
     assert!(operator.code == 1 && operator.stderr.contains("tenant's key"), "{}", operator.stderr);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn limits_are_set_read_and_looked_at_without_counting() {
-    let server = Server::start();
+async fn limits_are_set_read_and_looked_at_without_counting(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let own = |arguments: &str, stdin: &str| chalet(&server, Some(&acme.key), arguments, stdin.as_bytes());
     let file = server.data.path().join("limits.json");
@@ -361,9 +369,8 @@ async fn limits_are_set_read_and_looked_at_without_counting() {
     assert!(wrong.code == 1 && wrong.stderr.contains("fortnight"), "{}", wrong.stderr);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rollback_gives_the_traffic_back_to_the_release_before() {
-    let server = Server::start();
+async fn a_rollback_gives_the_traffic_back_to_the_release_before(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let own = |arguments: &str| chalet(&server, Some(&acme.key), arguments, b"");
     for version in ["1.0.0", "1.1.0"] {
@@ -388,9 +395,8 @@ async fn a_rollback_gives_the_traffic_back_to_the_release_before() {
     assert_eq!(own("rollback nothing --tenant acme").code, 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn invocations_are_listed_the_latest_first_with_what_became_of_them() {
-    let server = Server::start();
+async fn invocations_are_listed_the_latest_first_with_what_became_of_them(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-log").await;
     let mut ids = Vec::new();
@@ -416,9 +422,8 @@ async fn invocations_are_listed_the_latest_first_with_what_became_of_them() {
     assert!(foreign.code == 1 && foreign.stderr.contains("not_found"), "{}", foreign.stderr);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_secret_is_used_and_replaced_and_never_shown() {
-    let server = Server::start();
+async fn a_secret_is_used_and_replaced_and_never_shown(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-webhook").await;
     let own = |arguments: &str, stdin: &str| chalet(&server, Some(&acme.key), arguments, stdin.as_bytes());
@@ -441,8 +446,7 @@ async fn a_secret_is_used_and_replaced_and_never_shown() {
     assert!(named.code == 1 && named.stderr.contains("secret"), "{}", named.stderr);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_newcomer_makes_a_plugin_works_on_it_and_deploys_it() {
+async fn a_newcomer_makes_a_plugin_works_on_it_and_deploys_it(engine: Engine) {
     let place = tempfile::tempdir().expect("a temporary folder");
     let new = format!("new orders --sdk {}", root().join("guest-sdk").display());
     assert!(run(&mut command(place.path(), &new), b"").ok().contains("made orders"));
@@ -479,7 +483,7 @@ async fn a_newcomer_makes_a_plugin_works_on_it_and_deploys_it() {
     assert_eq!(greet().await, 11);
     dev.interrupt();
 
-    let server = Server::start();
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let mut deploy = here("deploy . --tenant acme --approve");
     run(deploy.env("CHALET_URL", &server.url).env("CHALET_KEY", &acme.key), b"").ok();

@@ -2,11 +2,17 @@
 
 use reqwest::{Method, StatusCode};
 
+use crate::kit::engine::Engine;
 use crate::kit::server::{Server, expect};
 
-#[tokio::test]
-async fn a_public_plugin_needs_no_key_and_a_credential_of_ours_stays_outside() {
-    let server = Server::start();
+on_both_engines! {
+    a_public_plugin_needs_no_key_and_a_credential_of_ours_stays_outside,
+    another_tenants_plugin_answers_as_one_that_does_not_exist,
+    random_bytes_differ_between_invocations,
+}
+
+async fn a_public_plugin_needs_no_key_and_a_credential_of_ours_stays_outside(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-context").await;
     acme.deploy("guest-hello").await;
@@ -18,9 +24,8 @@ async fn a_public_plugin_needs_no_key_and_a_credential_of_ours_stays_outside() {
     assert_eq!(anonymous.status(), StatusCode::UNAUTHORIZED);
 }
 
-#[tokio::test]
-async fn another_tenants_plugin_answers_as_one_that_does_not_exist() {
-    let server = Server::start();
+async fn another_tenants_plugin_answers_as_one_that_does_not_exist(engine: Engine) {
+    let server = engine.server().await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     acme.deploy("guest-hello").await;
     let get = |path: &str| server.anonymous(Method::GET, path).bearer_auth(&globex.key);
@@ -37,9 +42,8 @@ async fn another_tenants_plugin_answers_as_one_that_does_not_exist() {
     expect(without_scope, StatusCode::FORBIDDEN).await;
 }
 
-#[tokio::test]
-async fn random_bytes_differ_between_invocations() {
-    let server = Server::start();
+async fn random_bytes_differ_between_invocations(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-context").await;
     let random = || expect(server.anonymous(Method::GET, "/t/acme/guest-context/random/16"), StatusCode::OK);

@@ -3,52 +3,55 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::kit::engine::Engine;
 use crate::kit::guests::root;
 use crate::kit::server::{Server, Setup, Tenant, expect};
 use crate::kit::stock::Stock;
+
+on_both_engines! {
+    the_guests_suite_passes_on_the_server,
+    a_flag_flipped_between_two_calls_changes_the_second,
+    ofrep_answers_for_the_keys_own_tenant,
+    a_document_is_replaced_only_in_the_state_that_was_read,
+    a_stock_server_side_client_gets_values_variants_and_reasons,
+    a_stock_browsers_client_sees_a_flip_and_is_spared_what_has_not_changed,
+}
 
 fn document() -> Value {
     let text = std::fs::read_to_string(root().join("tests/guests/flags/flags.json")).expect("the document");
     serde_json::from_str(&text).expect("JSON")
 }
 
-#[tokio::test]
-async fn the_guests_suite_passes_on_the_server() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = server.tenant("acme").await;
-        acme.deploy("guest-flags").await;
-        expect(acme.api(Method::PUT, "/flags").json(&document()), StatusCode::OK).await;
-        expect(acme.call(Method::POST, "guest-flags", "/suite"), StatusCode::OK).await;
-    }
+async fn the_guests_suite_passes_on_the_server(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-flags").await;
+    expect(acme.api(Method::PUT, "/flags").json(&document()), StatusCode::OK).await;
+    expect(acme.call(Method::POST, "guest-flags", "/suite"), StatusCode::OK).await;
 }
 
-#[tokio::test]
-async fn a_flag_flipped_between_two_calls_changes_the_second() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = server.tenant("acme").await;
-        acme.deploy("pricing").await;
-        let price = || {
-            let order = json!({ "sku": "a", "quantity": 10, "list_cents": 1_000 });
-            expect(acme.call(Method::POST, "pricing", "/price").json(&order), StatusCode::OK)
-        };
-        assert_eq!(price().await["total_cents"], 10_000, "without a document the plugin's default holds");
-        let flip = |on: bool| {
-            let flag = json!({ "flags": { "volume-discount": { "state": "ENABLED", "variants": { "on": true, "off": false },
-                "defaultVariant": if on { "on" } else { "off" } } } });
-            expect(acme.api(Method::PUT, "/flags").json(&flag), StatusCode::OK)
-        };
-        flip(true).await;
-        assert_eq!(price().await["total_cents"], 9_000);
-        flip(false).await;
-        assert_eq!(price().await["total_cents"], 10_000);
-    }
+async fn a_flag_flipped_between_two_calls_changes_the_second(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("pricing").await;
+    let price = || {
+        let order = json!({ "sku": "a", "quantity": 10, "list_cents": 1_000 });
+        expect(acme.call(Method::POST, "pricing", "/price").json(&order), StatusCode::OK)
+    };
+    assert_eq!(price().await["total_cents"], 10_000, "without a document the plugin's default holds");
+    let flip = |on: bool| {
+        let flag = json!({ "flags": { "volume-discount": { "state": "ENABLED", "variants": { "on": true, "off": false },
+            "defaultVariant": if on { "on" } else { "off" } } } });
+        expect(acme.api(Method::PUT, "/flags").json(&flag), StatusCode::OK)
+    };
+    flip(true).await;
+    assert_eq!(price().await["total_cents"], 9_000);
+    flip(false).await;
+    assert_eq!(price().await["total_cents"], 10_000);
 }
 
-#[tokio::test]
-async fn ofrep_answers_for_the_keys_own_tenant() {
-    let server = Server::start();
+async fn ofrep_answers_for_the_keys_own_tenant(engine: Engine) {
+    let server = engine.server().await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     expect(acme.api(Method::PUT, "/flags").json(&document()), StatusCode::OK).await;
     let one = |key: &str, flag: &str| {
@@ -76,9 +79,8 @@ async fn ofrep_answers_for_the_keys_own_tenant() {
     expect(all().header("if-none-match", &etag), StatusCode::NOT_MODIFIED).await;
 }
 
-#[tokio::test]
-async fn a_document_is_replaced_only_in_the_state_that_was_read() {
-    let server = Server::start();
+async fn a_document_is_replaced_only_in_the_state_that_was_read(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let put = || acme.api(Method::PUT, "/flags").json(&document());
     let first = put().send().await.expect("an answer");
@@ -89,9 +91,8 @@ async fn a_document_is_replaced_only_in_the_state_that_was_read() {
         .await;
 }
 
-#[tokio::test]
-async fn a_stock_server_side_client_gets_values_variants_and_reasons() {
-    let server = Server::start();
+async fn a_stock_server_side_client_gets_values_variants_and_reasons(engine: Engine) {
+    let server = engine.server().await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     expect(acme.api(Method::PUT, "/flags").json(&document()), StatusCode::OK).await;
     let mut client = Stock::start("flags");
@@ -123,9 +124,8 @@ async fn a_stock_server_side_client_gets_values_variants_and_reasons() {
     }
 }
 
-#[tokio::test]
-async fn a_stock_browsers_client_sees_a_flip_and_is_spared_what_has_not_changed() {
-    let server = Server::start();
+async fn a_stock_browsers_client_sees_a_flip_and_is_spared_what_has_not_changed(engine: Engine) {
+    let server = engine.server().await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     let flip = |variant: &str| {
         let flag = json!({ "flags": { "banner": { "state": "ENABLED", "variants": { "new": "Hello", "old": "Hi" },

@@ -11,8 +11,15 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::kit::engine::Engine;
 use crate::kit::guests::component;
 use crate::kit::server::{Server, Setup, expect};
+
+on_both_engines! {
+    what_is_not_granted_or_points_inwards_is_refused,
+    a_request_that_is_repeated_after_a_crash_has_the_same_key,
+    a_request_is_sent_once_over_re_runs_and_names_its_cause,
+}
 
 /// A server that answers 200 to everything, but for the first request to `/hold`, which it leaves without an answer,
 /// and keeps the requests it got.
@@ -48,10 +55,9 @@ async fn upstream() -> (u16, Arc<Mutex<Vec<String>>>) {
     (port, seen)
 }
 
-#[tokio::test]
-async fn what_is_not_granted_or_points_inwards_is_refused() {
+async fn what_is_not_granted_or_points_inwards_is_refused(engine: Engine) {
     let (port, seen) = upstream().await;
-    let server = Server::start();
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-http").await;
     for (url, kinds) in [
@@ -88,39 +94,36 @@ fn keys(requests: &[String]) -> Vec<String> {
     requests.iter().map(|request| key(request).expect("a key")).collect()
 }
 
-#[tokio::test]
-async fn a_request_that_is_repeated_after_a_crash_has_the_same_key() {
-    for setup in Setup::engines().await {
-        let (port, seen) = upstream().await;
-        let local = format!("127.0.0.1:{port}");
-        let mut server = Server::start_with(setup.with("CHALET_EGRESS_LOCAL", &local));
-        let acme = server.tenant("acme").await;
-        acme.deploy_bytes("guest-http", granted(&local)).await;
-        let key = acme.key.clone();
-        let body = json!({ "calls": [{ "method": "POST", "url": format!("http://{local}/hold"), "body": "1" }] });
-        let pay = |server: &Server| {
-            let request = server.anonymous(Method::POST, "/t/acme/guest-http/send").bearer_auth(&key);
-            request.header("idempotency-key", "pay-1").json(&body).send()
-        };
-        let sent = async || seen.lock().expect("no panic").clone();
-        let first = tokio::spawn(pay(&server));
-        server.eventually("the request is sent", async || sent().await.len() == 1).await;
-        server.crash_and_restart();
-        assert!(first.await.expect("no panic").is_err(), "the server was killed before its answer");
-        for _ in 0..2 {
-            assert_eq!(pay(&server).await.expect("an answer").status(), StatusCode::OK);
-        }
-        let keys = keys(&sent().await);
-        assert_eq!(keys.len(), 2, "the second repetition got the stored answer");
-        assert_eq!(keys[0], keys[1], "whoever was paid can tell that it is the same payment");
-    }
-}
-
-#[tokio::test]
-async fn a_request_is_sent_once_over_re_runs_and_names_its_cause() {
+async fn a_request_that_is_repeated_after_a_crash_has_the_same_key(engine: Engine) {
+    let setup = engine.setup().await;
     let (port, seen) = upstream().await;
     let local = format!("127.0.0.1:{port}");
-    let server = Server::start_with(Setup::sqlite().with("CHALET_EGRESS_LOCAL", &local));
+    let mut server = Server::start_with(setup.with("CHALET_EGRESS_LOCAL", &local));
+    let acme = server.tenant("acme").await;
+    acme.deploy_bytes("guest-http", granted(&local)).await;
+    let key = acme.key.clone();
+    let body = json!({ "calls": [{ "method": "POST", "url": format!("http://{local}/hold"), "body": "1" }] });
+    let pay = |server: &Server| {
+        let request = server.anonymous(Method::POST, "/t/acme/guest-http/send").bearer_auth(&key);
+        request.header("idempotency-key", "pay-1").json(&body).send()
+    };
+    let sent = async || seen.lock().expect("no panic").clone();
+    let first = tokio::spawn(pay(&server));
+    server.eventually("the request is sent", async || sent().await.len() == 1).await;
+    server.crash_and_restart();
+    assert!(first.await.expect("no panic").is_err(), "the server was killed before its answer");
+    for _ in 0..2 {
+        assert_eq!(pay(&server).await.expect("an answer").status(), StatusCode::OK);
+    }
+    let keys = keys(&sent().await);
+    assert_eq!(keys.len(), 2, "the second repetition got the stored answer");
+    assert_eq!(keys[0], keys[1], "whoever was paid can tell that it is the same payment");
+}
+
+async fn a_request_is_sent_once_over_re_runs_and_names_its_cause(engine: Engine) {
+    let (port, seen) = upstream().await;
+    let local = format!("127.0.0.1:{port}");
+    let server = Server::start_with(engine.setup().await.with("CHALET_EGRESS_LOCAL", &local));
     let acme = server.tenant("acme").await;
     acme.deploy_bytes("guest-http", granted(&local)).await;
     let calls = (0..16).map(|n| {

@@ -8,12 +8,21 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
+use crate::kit::engine::Engine;
 use crate::kit::postgres::{self, Database};
 use crate::kit::server::{Server, Setup, Tenant, acme_on, expect};
 
-#[tokio::test]
-async fn a_repeated_request_gets_the_first_answer_and_has_one_effect() {
-    let server = Server::start();
+on_both_engines! {
+    a_repeated_request_gets_the_first_answer_and_has_one_effect,
+    the_same_key_at_the_same_time_has_one_effect,
+    keys_of_different_callers_and_tenants_do_not_meet,
+    making_a_tenant_or_a_key_again_gives_the_same_answer,
+    a_failure_is_not_stored_and_the_next_try_runs,
+    strangers_do_not_share_answers,
+}
+
+async fn a_repeated_request_gets_the_first_answer_and_has_one_effect(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("notes").await;
     let post = |key: &str| {
@@ -37,9 +46,8 @@ async fn a_repeated_request_gets_the_first_answer_and_has_one_effect() {
     assert_eq!(expect(other, StatusCode::UNPROCESSABLE_ENTITY).await["code"], "idempotency_key_reused");
 }
 
-#[tokio::test]
-async fn the_same_key_at_the_same_time_has_one_effect() {
-    let server = Arc::new(Server::start());
+async fn the_same_key_at_the_same_time_has_one_effect(engine: Engine) {
+    let server = Arc::new(engine.server().await);
     let acme = server.tenant("acme").await;
     acme.deploy("notes").await;
     for round in 0..20 {
@@ -57,9 +65,8 @@ async fn the_same_key_at_the_same_time_has_one_effect() {
     assert_eq!(notes["data"].as_array().map(Vec::len), Some(20));
 }
 
-#[tokio::test]
-async fn keys_of_different_callers_and_tenants_do_not_meet() {
-    let server = Server::start();
+async fn keys_of_different_callers_and_tenants_do_not_meet(engine: Engine) {
+    let server = engine.server().await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     let other_key = acme.mint(&["tenant:write"]).await;
     let write = |tenant: &str, key: &str, value: &'static str| {
@@ -73,9 +80,8 @@ async fn keys_of_different_callers_and_tenants_do_not_meet() {
     assert_eq!(globex.kv("c", "k").await.as_deref(), Some(&b"3"[..]));
 }
 
-#[tokio::test]
-async fn making_a_tenant_or_a_key_again_gives_the_same_answer() {
-    let server = Server::start();
+async fn making_a_tenant_or_a_key_again_gives_the_same_answer(engine: Engine) {
+    let server = engine.server().await;
     let make = || {
         server.admin(Method::POST, "/v1/tenants").header("idempotency-key", "t").json(&json!({ "id": "acme" })).send()
     };
@@ -97,9 +103,8 @@ async fn making_a_tenant_or_a_key_again_gives_the_same_answer() {
     assert_eq!(keys["data"].as_array().map(Vec::len), Some(1));
 }
 
-#[tokio::test]
-async fn a_failure_is_not_stored_and_the_next_try_runs() {
-    let server = Server::start();
+async fn a_failure_is_not_stored_and_the_next_try_runs(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-kv").await;
     let run = |ops: Value| {
@@ -113,9 +118,8 @@ async fn a_failure_is_not_stored_and_the_next_try_runs() {
     assert_eq!(acme.kv("c", "a").await.as_deref(), Some(&b"2"[..]));
 }
 
-#[tokio::test]
-async fn strangers_do_not_share_answers() {
-    let server = Server::start();
+async fn strangers_do_not_share_answers(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-context").await;
     let invocation = async |header: &str, value: &str| {

@@ -3,23 +3,27 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::kit::engine::Engine;
 use crate::kit::server::{Server, Setup, expect};
 
-#[tokio::test]
-async fn the_guests_suite_passes_on_the_server() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = server.tenant("acme").await;
-        acme.deploy("guest-limits").await;
-        let document = json!({ "limits": [{ "name": "suite", "rate": 5, "per": "hour", "burst": 5 }] });
-        expect(acme.api(Method::PUT, "/limits").json(&document), StatusCode::OK).await;
-        expect(acme.call(Method::POST, "guest-limits", "/suite"), StatusCode::OK).await;
-    }
+on_both_engines! {
+    the_guests_suite_passes_on_the_server,
+    a_check_counts_also_if_the_invocation_fails,
+    a_burst_beyond_the_plan_is_429_and_leaves_the_neighbour_alone,
+    a_document_that_means_nothing_is_refused,
 }
 
-#[tokio::test]
-async fn a_check_counts_also_if_the_invocation_fails() {
-    let server = Server::start();
+async fn the_guests_suite_passes_on_the_server(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-limits").await;
+    let document = json!({ "limits": [{ "name": "suite", "rate": 5, "per": "hour", "burst": 5 }] });
+    expect(acme.api(Method::PUT, "/limits").json(&document), StatusCode::OK).await;
+    expect(acme.call(Method::POST, "guest-limits", "/suite"), StatusCode::OK).await;
+}
+
+async fn a_check_counts_also_if_the_invocation_fails(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-limits").await;
     let document = json!({ "limits": [{ "name": "burst", "rate": 1, "per": "day", "burst": 3 }] });
@@ -39,9 +43,8 @@ async fn a_check_counts_also_if_the_invocation_fails() {
     assert_eq!(expect(over_http("v"), StatusCode::OK).await["remaining"], 2);
 }
 
-#[tokio::test]
-async fn a_burst_beyond_the_plan_is_429_and_leaves_the_neighbour_alone() {
-    let server = Server::start();
+async fn a_burst_beyond_the_plan_is_429_and_leaves_the_neighbour_alone(engine: Engine) {
+    let server = engine.server().await;
     let plan = json!({ "requests_per_second": 1, "request_burst": 5 });
     expect(server.admin(Method::PUT, "/v1/plans/small").json(&plan), StatusCode::OK).await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
@@ -63,9 +66,8 @@ async fn a_burst_beyond_the_plan_is_429_and_leaves_the_neighbour_alone() {
     assert!(refused >= 10, "{refused} of 20 were refused");
 }
 
-#[tokio::test]
-async fn a_document_that_means_nothing_is_refused() {
-    let server = Server::start();
+async fn a_document_that_means_nothing_is_refused(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     for bad in [
         json!({ "limits": [{ "name": "x", "rate": 0, "per": "hour" }] }),

@@ -3,11 +3,18 @@
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::kit::engine::Engine;
 use crate::kit::server::{Server, expect};
 
-#[tokio::test]
-async fn the_log_of_a_failed_invocation_is_kept_and_cannot_forge_lines() {
-    let server = Server::start();
+on_both_engines! {
+    the_log_of_a_failed_invocation_is_kept_and_cannot_forge_lines,
+    a_panics_message_is_in_the_log,
+    an_invocation_that_ends_after_a_later_one_is_in_the_stream_too,
+    every_record_of_a_burst_is_found_though_only_some_are_written,
+}
+
+async fn the_log_of_a_failed_invocation_is_kept_and_cannot_forge_lines(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-log").await;
     let lines =
@@ -25,9 +32,8 @@ async fn the_log_of_a_failed_invocation_is_kept_and_cannot_forge_lines() {
     assert!(text.contains(&id) && text.lines().filter(|line| line.starts_with("data:")).count() == 1, "{text}");
 }
 
-#[tokio::test]
-async fn a_panics_message_is_in_the_log() {
-    let server = Server::start();
+async fn a_panics_message_is_in_the_log(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-log").await;
     let panic = acme.call(Method::POST, "guest-log", "/log").json(&json!({ "lines": [], "then": "panic" }));
@@ -38,9 +44,8 @@ async fn a_panics_message_is_in_the_log() {
     assert!(record["log"].to_string().contains("panic"), "{record}");
 }
 
-#[tokio::test]
-async fn an_invocation_that_ends_after_a_later_one_is_in_the_stream_too() {
-    let server = Server::start();
+async fn an_invocation_that_ends_after_a_later_one_is_in_the_stream_too(engine: Engine) {
+    let server = engine.server().await;
     let plan = json!({ "timeout_ms": 30_000, "fuel": 50_000_000_000_u64 });
     expect(server.admin(Method::PUT, "/v1/plans/patient").json(&plan), StatusCode::OK).await;
     let acme = server.tenant("acme").await;
@@ -66,9 +71,8 @@ async fn an_invocation_that_ends_after_a_later_one_is_in_the_stream_too() {
     streamed(&id(&slow)).await;
 }
 
-#[tokio::test]
-async fn every_record_of_a_burst_is_found_though_only_some_are_written() {
-    let server = Server::start();
+async fn every_record_of_a_burst_is_found_though_only_some_are_written(engine: Engine) {
+    let server = engine.server().await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     acme.deploy("guest-hello").await;
     let burst = (0..50).map(|_| acme.call(Method::GET, "guest-hello", "/").send());

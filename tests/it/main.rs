@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "the kit is public to the tests, and the tests are all there is here")]
 #![allow(clippy::print_stdout, reason = "a test that measures says what it measured")]
 
+#[macro_use]
 #[path = "../kit/mod.rs"]
 #[expect(dead_code, reason = "a part of the kit serves the benchmark alone")]
 mod kit;

@@ -3,8 +3,18 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::kit::engine::Engine;
 use crate::kit::server::{Server, Setup, Tenant, expect};
 use crate::kit::stock::Stock;
+
+on_both_engines! {
+    the_guests_suite_passes_on_the_server,
+    what_a_guest_records_is_part_of_its_commit,
+    ingested_events_are_counted_once_and_exactly,
+    the_cloudevents_librarys_events_count_in_both_of_its_modes,
+    another_event_in_headers_is_another_request_under_an_idempotency_key,
+    the_hosts_own_meters_count_every_invocation,
+}
 
 async fn usage(tenant: &Tenant<'_>, query: &str) -> Value {
     expect(tenant.api(Method::GET, &format!("/usage?{query}")), StatusCode::OK).await["data"].clone()
@@ -14,79 +24,66 @@ fn event(id: &str, n: Value, model: &str) -> Value {
     json!({ "specversion": "1.0", "id": id, "source": "/app", "type": "completion", "data": { "n": n, "model": model } })
 }
 
-#[tokio::test]
-async fn the_guests_suite_passes_on_the_server() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = server.tenant("acme").await;
-        acme.deploy("guest-meters").await;
-        expect(acme.call(Method::POST, "guest-meters", "/suite"), StatusCode::OK).await;
-    }
+async fn the_guests_suite_passes_on_the_server(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-meters").await;
+    expect(acme.call(Method::POST, "guest-meters", "/suite"), StatusCode::OK).await;
 }
 
-#[tokio::test]
-async fn what_a_guest_records_is_part_of_its_commit() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = server.tenant("acme").await;
-        acme.deploy("guest-meters").await;
-        let record = |value: &str, fail: bool| {
-            let body = json!({ "meter": "tokens", "value": value, "dimensions": { "model": "small" }, "fail": fail });
-            acme.call(Method::POST, "guest-meters", "/record").json(&body)
-        };
-        expect(record("1.5", false), StatusCode::OK).await;
-        expect(record("0.25", false), StatusCode::OK).await;
-        expect(record("100", true), StatusCode::UNPROCESSABLE_ENTITY).await;
-        assert_eq!(usage(&acme, "meter=tokens").await[0]["value"], "1.75");
-        let grouped = usage(&acme, "meter=tokens&group_by=model").await;
-        assert_eq!((&grouped[0]["group"], &grouped[0]["value"]), (&json!({ "model": "small" }), &json!("1.75")));
-    }
+async fn what_a_guest_records_is_part_of_its_commit(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-meters").await;
+    let record = |value: &str, fail: bool| {
+        let body = json!({ "meter": "tokens", "value": value, "dimensions": { "model": "small" }, "fail": fail });
+        acme.call(Method::POST, "guest-meters", "/record").json(&body)
+    };
+    expect(record("1.5", false), StatusCode::OK).await;
+    expect(record("0.25", false), StatusCode::OK).await;
+    expect(record("100", true), StatusCode::UNPROCESSABLE_ENTITY).await;
+    assert_eq!(usage(&acme, "meter=tokens").await[0]["value"], "1.75");
+    let grouped = usage(&acme, "meter=tokens&group_by=model").await;
+    assert_eq!((&grouped[0]["group"], &grouped[0]["value"]), (&json!({ "model": "small" }), &json!("1.75")));
 }
 
-#[tokio::test]
-async fn ingested_events_are_counted_once_and_exactly() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = server.tenant("acme").await;
-        let ingest = |body: Value| {
-            let kind =
-                if body.is_array() { "application/cloudevents-batch+json" } else { "application/cloudevents+json" };
-            acme.api(Method::POST, "/usage/events").header("content-type", kind).body(body.to_string())
-        };
-        // Before there is a meter: stored all the same.
-        let first = expect(ingest(event("1", json!(3), "small")), StatusCode::ACCEPTED).await;
-        assert_eq!(first, json!({ "accepted": 1, "duplicates": 0 }));
-        let definition = json!({ "event_type": "completion", "aggregation": "sum", "value": "$.n", "group_by": { "model": "$.model" } });
-        expect(acme.api(Method::PUT, "/meters/tokens").json(&definition), StatusCode::CREATED).await;
-        let batch = json!([
-            event("1", json!(3), "small"),
-            event("2", json!("0.1"), "small"),
-            event("3", json!(0.2), "large"),
-            event("3", json!(9), "large")
-        ]);
-        assert_eq!(expect(ingest(batch), StatusCode::ACCEPTED).await, json!({ "accepted": 2, "duplicates": 2 }));
-        let rows = usage(&acme, "meter=tokens&group_by=model").await;
-        let mut sums: Vec<_> = rows
-            .as_array()
-            .expect("rows")
-            .iter()
-            .map(|row| (row["group"]["model"].to_string(), row["value"].to_string()))
-            .collect();
-        sums.sort();
-        assert_eq!(
-            sums,
-            [("\"large\"".to_owned(), "\"0.2\"".to_owned()), ("\"small\"".to_owned(), "\"3.1\"".to_owned())]
-        );
-        let mut stale = event("4", json!(1), "small");
-        stale["time"] = json!("2020-01-01T00:00:00Z");
-        assert!(ingest(stale).send().await.expect("an answer").status().is_client_error());
-        assert!(ingest(json!({ "id": "5" })).send().await.expect("an answer").status().is_client_error());
-    }
+async fn ingested_events_are_counted_once_and_exactly(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    let ingest = |body: Value| {
+        let kind = if body.is_array() { "application/cloudevents-batch+json" } else { "application/cloudevents+json" };
+        acme.api(Method::POST, "/usage/events").header("content-type", kind).body(body.to_string())
+    };
+    // Before there is a meter: stored all the same.
+    let first = expect(ingest(event("1", json!(3), "small")), StatusCode::ACCEPTED).await;
+    assert_eq!(first, json!({ "accepted": 1, "duplicates": 0 }));
+    let definition =
+        json!({ "event_type": "completion", "aggregation": "sum", "value": "$.n", "group_by": { "model": "$.model" } });
+    expect(acme.api(Method::PUT, "/meters/tokens").json(&definition), StatusCode::CREATED).await;
+    let batch = json!([
+        event("1", json!(3), "small"),
+        event("2", json!("0.1"), "small"),
+        event("3", json!(0.2), "large"),
+        event("3", json!(9), "large")
+    ]);
+    assert_eq!(expect(ingest(batch), StatusCode::ACCEPTED).await, json!({ "accepted": 2, "duplicates": 2 }));
+    let rows = usage(&acme, "meter=tokens&group_by=model").await;
+    let mut sums: Vec<_> = rows
+        .as_array()
+        .expect("rows")
+        .iter()
+        .map(|row| (row["group"]["model"].to_string(), row["value"].to_string()))
+        .collect();
+    sums.sort();
+    assert_eq!(sums, [("\"large\"".to_owned(), "\"0.2\"".to_owned()), ("\"small\"".to_owned(), "\"3.1\"".to_owned())]);
+    let mut stale = event("4", json!(1), "small");
+    stale["time"] = json!("2020-01-01T00:00:00Z");
+    assert!(ingest(stale).send().await.expect("an answer").status().is_client_error());
+    assert!(ingest(json!({ "id": "5" })).send().await.expect("an answer").status().is_client_error());
 }
 
-#[tokio::test]
-async fn the_cloudevents_librarys_events_count_in_both_of_its_modes() {
-    let server = Server::start();
+async fn the_cloudevents_librarys_events_count_in_both_of_its_modes(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let definition =
         json!({ "event_type": "completion", "aggregation": "sum", "value": "$.n", "group_by": { "model": "$.model" } });
@@ -111,9 +108,8 @@ async fn the_cloudevents_librarys_events_count_in_both_of_its_modes() {
     assert_eq!(usage(&acme, "meter=tokens").await[0]["value"], "5.5");
 }
 
-#[tokio::test]
-async fn another_event_in_headers_is_another_request_under_an_idempotency_key() {
-    let server = Server::start();
+async fn another_event_in_headers_is_another_request_under_an_idempotency_key(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     let send = |id: &str| {
         let request = acme.api(Method::POST, "/usage/events").header("idempotency-key", "k-1").header("ce-id", id);
@@ -131,24 +127,21 @@ async fn another_event_in_headers_is_another_request_under_an_idempotency_key() 
     }
 }
 
-#[tokio::test]
-async fn the_hosts_own_meters_count_every_invocation() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = server.tenant("acme").await;
-        acme.deploy("guest-hello").await;
-        acme.deploy("notes").await;
-        for _ in 0..7 {
-            expect(acme.call(Method::GET, "guest-hello", "/"), StatusCode::OK).await;
-        }
-        for _ in 0..3 {
-            expect(acme.call(Method::POST, "notes", "/notes").json(&json!({ "text": "x" })), StatusCode::CREATED).await;
-        }
-        assert_eq!(usage(&acme, "meter=invocations").await[0]["value"], "10");
-        let by_plugin = usage(&acme, "meter=invocations&group_by=plugin").await;
-        assert_eq!(by_plugin.as_array().map(Vec::len), Some(2), "{by_plugin}");
-        let fuel: u64 =
-            usage(&acme, "meter=fuel").await[0]["value"].as_str().and_then(|text| text.parse().ok()).expect("a number");
-        assert!(fuel > 10_000);
+async fn the_hosts_own_meters_count_every_invocation(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-hello").await;
+    acme.deploy("notes").await;
+    for _ in 0..7 {
+        expect(acme.call(Method::GET, "guest-hello", "/"), StatusCode::OK).await;
     }
+    for _ in 0..3 {
+        expect(acme.call(Method::POST, "notes", "/notes").json(&json!({ "text": "x" })), StatusCode::CREATED).await;
+    }
+    assert_eq!(usage(&acme, "meter=invocations").await[0]["value"], "10");
+    let by_plugin = usage(&acme, "meter=invocations&group_by=plugin").await;
+    assert_eq!(by_plugin.as_array().map(Vec::len), Some(2), "{by_plugin}");
+    let fuel: u64 =
+        usage(&acme, "meter=fuel").await[0]["value"].as_str().and_then(|text| text.parse().ok()).expect("a number");
+    assert!(fuel > 10_000);
 }

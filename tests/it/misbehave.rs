@@ -8,8 +8,19 @@ use chalet::services::plugins::manifest::Manifest;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::kit::engine::Engine;
 use crate::kit::guests::root;
 use crate::kit::server::{Server, Tenant, expect};
+
+on_both_engines! {
+    each_misbehaviour_is_an_error_of_its_own_and_commits_nothing,
+    a_guests_memory_is_new_at_every_call,
+    what_is_too_much_is_cut_or_refused_without_harm,
+    others_are_answered_while_a_tenant_spins_on_every_core,
+    an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody,
+    a_guest_that_spins_in_its_start_function_is_stopped,
+    an_upload_that_is_no_component_is_refused_with_a_reason,
+}
 
 /// How long an upload may take: its compilation is stopped after half of it at most.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -44,9 +55,8 @@ async fn well(neighbour: &Tenant<'_>) {
     assert_eq!(answer.status(), StatusCode::OK, "the neighbour is not well");
 }
 
-#[tokio::test]
-async fn each_misbehaviour_is_an_error_of_its_own_and_commits_nothing() {
-    let server = Server::start();
+async fn each_misbehaviour_is_an_error_of_its_own_and_commits_nothing(engine: Engine) {
+    let server = engine.server().await;
     let hostile = server.tenant("hostile").await;
     // Time enough that on a slow machine, too, the limit that each case is about is the one that ends it.
     let plan = json!({ "timeout_ms": 60_000, "fuel": 500_000_000 });
@@ -73,9 +83,8 @@ async fn each_misbehaviour_is_an_error_of_its_own_and_commits_nothing() {
     assert_eq!(expect(server.anonymous(Method::GET, "/healthz"), StatusCode::OK).await, serde_json::Value::Null);
 }
 
-#[tokio::test]
-async fn a_guests_memory_is_new_at_every_call() {
-    let server = Server::start();
+async fn a_guests_memory_is_new_at_every_call(engine: Engine) {
+    let server = engine.server().await;
     let tenant = server.tenant("acme").await;
     tenant.deploy("guest-misbehave").await;
     for _ in 0..50 {
@@ -84,9 +93,8 @@ async fn a_guests_memory_is_new_at_every_call() {
     }
 }
 
-#[tokio::test]
-async fn what_is_too_much_is_cut_or_refused_without_harm() {
-    let server = Server::start();
+async fn what_is_too_much_is_cut_or_refused_without_harm(engine: Engine) {
+    let server = engine.server().await;
     let tenant = server.tenant("acme").await;
     tenant.deploy("guest-misbehave").await;
     let flood = tenant.call(Method::GET, "guest-misbehave", "/log-flood").send().await.expect("an answer");
@@ -102,9 +110,8 @@ async fn what_is_too_much_is_cut_or_refused_without_harm() {
     }
 }
 
-#[tokio::test]
-async fn others_are_answered_while_a_tenant_spins_on_every_core() {
-    let server = Server::start();
+async fn others_are_answered_while_a_tenant_spins_on_every_core(engine: Engine) {
+    let server = engine.server().await;
     let hostile = server.tenant("hostile").await;
     hostile.deploy("guest-misbehave").await;
     let neighbour = server.tenant("neighbour").await;
@@ -134,9 +141,8 @@ fn start(change: impl FnOnce(String) -> String) -> Vec<u8> {
     build::embed(wat::parse_str(change(wat)).expect("it assembles"), &manifest).expect("embedded")
 }
 
-#[tokio::test]
-async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody() {
-    let server = Server::start();
+async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody(engine: Engine) {
+    let server = engine.server().await;
     let (hostile, neighbour) = (server.tenant("hostile").await, server.tenant("neighbour").await);
     neighbour.deploy("guest-hello").await;
     // Each function is within the bounds of the gate, and together they cost minutes: in every one of nested loops
@@ -163,18 +169,16 @@ async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody() 
     well(&hostile).await;
 }
 
-#[tokio::test]
-async fn a_guest_that_spins_in_its_start_function_is_stopped() {
-    let server = Server::start();
+async fn a_guest_that_spins_in_its_start_function_is_stopped(engine: Engine) {
+    let server = engine.server().await;
     let tenant = server.tenant("acme").await;
     tenant.deploy_bytes("start", start(|wat| wat)).await;
     let problem = expect(tenant.call(Method::GET, "start", "/"), StatusCode::GATEWAY_TIMEOUT).await;
     assert!(matches!(problem["code"].as_str(), Some("deadline_exceeded" | "fuel_exhausted")), "{problem}");
 }
 
-#[tokio::test]
-async fn an_upload_that_is_no_component_is_refused_with_a_reason() {
-    let server = Server::start();
+async fn an_upload_that_is_no_component_is_refused_with_a_reason(engine: Engine) {
+    let server = engine.server().await;
     let tenant = server.tenant("acme").await;
     for (bytes, what) in [
         (Vec::new(), "nothing"),

@@ -4,12 +4,16 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+use crate::kit::engine::Engine;
 use crate::kit::postgres;
 use crate::kit::server::{ADMIN, Server, Setup, expect};
 
-#[tokio::test]
-async fn a_granted_secret_reaches_the_guest_and_nothing_else_does() {
-    let server = Server::start();
+on_both_engines! {
+    a_granted_secret_reaches_the_guest_and_nothing_else_does,
+}
+
+async fn a_granted_secret_reaches_the_guest_and_nothing_else_does(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-secrets").await;
     acme.secret("GRANTED", "hush-hush-0123456789").await;

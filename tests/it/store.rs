@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::kit::engine::Engine;
 use crate::kit::store::Bench;
 use bytes::Bytes;
 use chalet::effects::{
@@ -17,23 +18,6 @@ use futures_util::future::join_all;
 const KV: Space = Space::named("kv/things");
 /// A space of the host's own.
 const FREE: Space = Space::named("things");
-
-macro_rules! on_both_engines {
-    ($($behaviour:ident),* $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $behaviour() {
-                super::$behaviour(super::Bench::sqlite().await).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $behaviour() {
-                super::$behaviour(super::Bench::postgres().await).await;
-            })*
-        }
-    };
-}
 
 on_both_engines! {
     a_commit_is_seen_whole_by_whoever_begins_after_it,
@@ -130,7 +114,8 @@ async fn listed(effects: &mut Effects, range: &chalet::effects::Range, limit: us
     (rows.into_iter().map(|(key, _)| String::from_utf8_lossy(&key).into_owned()).collect(), more)
 }
 
-async fn a_commit_is_seen_whole_by_whoever_begins_after_it(bench: Bench) {
+async fn a_commit_is_seen_whole_by_whoever_begins_after_it(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let mut effects = shard.begin(&scope);
     effects.put(KV.key("a"), "1", None).expect("staged");
@@ -152,7 +137,8 @@ async fn a_commit_is_seen_whole_by_whoever_begins_after_it(bench: Bench) {
     assert_eq!((tag.epoch, tag.seq, bytes), (1, 1, 1 + 1 + 1 + 8), "only a tenant's own collections count");
 }
 
-async fn a_snapshot_stays_while_others_commit(bench: Bench) {
+async fn a_snapshot_stays_while_others_commit(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     put(&shard, &scope, &KV.key("a"), "old").await;
     put(&shard, &scope, &KV.key("b"), "old").await;
@@ -167,7 +153,8 @@ async fn a_snapshot_stays_while_others_commit(bench: Bench) {
     assert!(reader.stale().is_none());
 }
 
-async fn a_transaction_sees_what_it_staged(bench: Bench) {
+async fn a_transaction_sees_what_it_staged(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     put(&shard, &scope, &KV.key("a"), "stored").await;
     let mut effects = shard.begin(&scope);
@@ -188,7 +175,8 @@ async fn a_transaction_sees_what_it_staged(bench: Bench) {
     assert_eq!(get(&shard, &scope, &KV.key("n")).await.as_deref(), Some("2"));
 }
 
-async fn a_missing_tenant_is_not_found(bench: Bench) {
+async fn a_missing_tenant_is_not_found(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, ghost) = (bench.shard(), Bench::sqlite().await.tenant().await);
     let error = shard.begin(&ghost).get(&KV.key("a")).await.expect_err("no such tenant");
     assert_eq!(error.kind(), Kind::NotFound);
@@ -199,7 +187,8 @@ async fn a_missing_tenant_is_not_found(bench: Bench) {
     assert_eq!(refusal(&commit(&shard, effects).await), "not_found");
 }
 
-async fn a_row_written_by_another_between_two_reads_ends_the_reader(bench: Bench) {
+async fn a_row_written_by_another_between_two_reads_ends_the_reader(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     put(&shard, &scope, &KV.key("a"), "old").await;
     let mut reader = shard.begin(&scope);
@@ -217,7 +206,8 @@ async fn a_row_written_by_another_between_two_reads_ends_the_reader(bench: Bench
     assert_eq!(text(again.get(&KV.key("a")).await.expect("read")).as_deref(), Some("new"));
 }
 
-async fn a_lost_update_is_a_conflict(bench: Bench) {
+async fn a_lost_update_is_a_conflict(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     put(&shard, &scope, &KV.key("a"), "0").await;
     let (mut one, mut two) = (shard.begin(&scope), shard.begin(&scope));
@@ -230,7 +220,8 @@ async fn a_lost_update_is_a_conflict(bench: Bench) {
     assert_eq!(shard.counts().conflicts.load(Ordering::Relaxed), 1);
 }
 
-async fn write_skew_is_a_conflict(bench: Bench) {
+async fn write_skew_is_a_conflict(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     for together in [false, true] {
         let (mut one, mut two) = (shard.begin(&scope), shard.begin(&scope));
@@ -251,7 +242,8 @@ async fn write_skew_is_a_conflict(bench: Bench) {
     }
 }
 
-async fn blind_writes_do_not_conflict(bench: Bench) {
+async fn blind_writes_do_not_conflict(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let sets = ["1", "2", "3"].map(|value| {
         let mut effects = shard.begin(&scope);
@@ -263,7 +255,8 @@ async fn blind_writes_do_not_conflict(bench: Bench) {
     assert_eq!((row.version, row.value), (3, Value::Bytes("3".into())), "the last of the batch stays");
 }
 
-async fn an_absent_read_is_a_read(bench: Bench) {
+async fn an_absent_read_is_a_read(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let mut effects = shard.begin(&scope);
     assert_eq!(effects.get(&KV.key("a")).await.expect("read"), None);
@@ -272,7 +265,8 @@ async fn an_absent_read_is_a_read(bench: Bench) {
     assert_eq!(conflicted(&shard, effects).await, KV.key("a"));
 }
 
-async fn a_key_that_was_deleted_and_written_again_has_a_new_version(bench: Bench) {
+async fn a_key_that_was_deleted_and_written_again_has_a_new_version(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     put(&shard, &scope, &KV.key("a"), "same").await;
     let mut effects = shard.begin(&scope);
@@ -285,7 +279,8 @@ async fn a_key_that_was_deleted_and_written_again_has_a_new_version(bench: Bench
     assert_eq!(conflicted(&shard, effects).await, KV.key("a"));
 }
 
-async fn a_page_merges_what_is_staged(bench: Bench) {
+async fn a_page_merges_what_is_staged(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     for key in ["b", "d", "f", "h"] {
         put(&shard, &scope, &KV.key(key), "stored").await;
@@ -311,7 +306,8 @@ async fn a_page_merges_what_is_staged(bench: Bench) {
     assert_eq!(counters.list(&KV.prefix("b"), 1).await.expect_err("no counter").code(), "not_a_counter");
 }
 
-async fn pages_cover_a_range_once(bench: Bench) {
+async fn pages_cover_a_range_once(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let mut effects = shard.begin(&scope);
     for n in 0..25 {
@@ -337,7 +333,8 @@ async fn pages_cover_a_range_once(bench: Bench) {
     }
 }
 
-async fn a_prefix_ends_where_its_keys_end(bench: Bench) {
+async fn a_prefix_ends_where_its_keys_end(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let mut effects = shard.begin(&scope);
     let longest = vec![0xff; KEY_BYTES];
@@ -361,7 +358,8 @@ async fn a_prefix_ends_where_its_keys_end(bench: Bench) {
     }
 }
 
-async fn phantoms_are_conflicts(bench: Bench) {
+async fn phantoms_are_conflicts(engine: Engine) {
+    let bench = engine.bench().await;
     let shard = bench.shard();
     type Change = fn(&mut Effects);
     let changes: [(&str, Change); 5] = [
@@ -406,7 +404,8 @@ async fn phantoms_are_conflicts(bench: Bench) {
     conflicted(&shard, effects).await;
 }
 
-async fn a_change_behind_a_page_is_no_conflict(bench: Bench) {
+async fn a_change_behind_a_page_is_no_conflict(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     for key in ["a", "b", "c", "d", "e"] {
         put(&shard, &scope, &KV.key(key), "x").await;
@@ -420,7 +419,8 @@ async fn a_change_behind_a_page_is_no_conflict(bench: Bench) {
     committed(&shard, effects).await;
 }
 
-async fn expiry_is_judged_by_the_transaction_s_clock_and_is_no_conflict(bench: Bench) {
+async fn expiry_is_judged_by_the_transaction_s_clock_and_is_no_conflict(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let begun_ms = shard.clock().now_ms();
     let mut effects = shard.begin(&scope);
@@ -449,7 +449,8 @@ async fn expiry_is_judged_by_the_transaction_s_clock_and_is_no_conflict(bench: B
     assert_eq!((row.value, row.expires_at_ms), (Value::Counter(5), None));
 }
 
-async fn the_sweeper_removes_only_what_is_long_gone(bench: Bench) {
+async fn the_sweeper_removes_only_what_is_long_gone(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let now_ms = shard.clock().now_ms();
     let mut effects = shard.begin(&scope);
@@ -471,7 +472,8 @@ async fn the_sweeper_removes_only_what_is_long_gone(bench: Bench) {
     assert_eq!(full - left, 0, "what is swept no longer counts, what was written does");
 }
 
-async fn removing_what_nobody_saw_is_no_conflict(bench: Bench) {
+async fn removing_what_nobody_saw_is_no_conflict(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let now_ms = shard.clock().now_ms();
     let mut effects = shard.begin(&scope);
@@ -488,7 +490,8 @@ async fn removing_what_nobody_saw_is_no_conflict(bench: Bench) {
     assert!(verdicts.iter().all(is_committed), "{verdicts:?}");
 }
 
-async fn additions_do_not_conflict(bench: Bench) {
+async fn additions_do_not_conflict(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let mut sets = Vec::new();
     for n in 0..64 {
@@ -515,7 +518,8 @@ async fn additions_do_not_conflict(bench: Bench) {
     assert_eq!(bytes, 2 * 9 + (0..64).map(|n| format!("own{n}").len() as u64 + 1).sum::<u64>());
 }
 
-async fn additions_to_a_counter_that_expires_are_judged_by_each_one_s_clock(bench: Bench) {
+async fn additions_to_a_counter_that_expires_are_judged_by_each_one_s_clock(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let expires_at_ms = Some(1_000);
     let set = |now_ms, op| {
@@ -540,7 +544,8 @@ async fn additions_to_a_counter_that_expires_are_judged_by_each_one_s_clock(benc
     }
 }
 
-async fn an_addition_to_something_else_fails_without_harm(bench: Bench) {
+async fn an_addition_to_something_else_fails_without_harm(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     put(&shard, &scope, &KV.key("bytes"), "x").await;
     let mut effects = shard.begin(&scope);
@@ -566,7 +571,8 @@ async fn an_addition_to_something_else_fails_without_harm(bench: Bench) {
     assert_eq!(effects.add(KV.key("n"), 1).expect_err("overflow").code(), "counter_overflow");
 }
 
-async fn additions_of_one_batch_fail_one_by_one(bench: Bench) {
+async fn additions_of_one_batch_fail_one_by_one(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let add = |delta| {
         let mut effects = shard.begin(&scope);
@@ -579,7 +585,8 @@ async fn additions_of_one_batch_fail_one_by_one(bench: Bench) {
     assert_eq!(get(&bench.shard(), &scope, &KV.key("n")).await.as_deref(), Some("-1"));
 }
 
-async fn operations_on_one_key_fold_into_one(bench: Bench) {
+async fn operations_on_one_key_fold_into_one(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let stage = |run: &dyn Fn(&mut Effects)| {
         let mut effects = shard.begin(&scope);
@@ -618,7 +625,8 @@ async fn operations_on_one_key_fold_into_one(bench: Bench) {
     assert_eq!((tag.seq, bytes), (8, 9 + 2 + 3));
 }
 
-async fn a_full_store_takes_deletes_and_nothing_larger(bench: Bench) {
+async fn a_full_store_takes_deletes_and_nothing_larger(engine: Engine) {
+    let bench = engine.bench().await;
     let scope = bench.tenant_on(Plan { storage_bytes: 100, ..Plan::default() }).await;
     let shard = bench.shard();
     put(&shard, &scope, &KV.key("a"), &"x".repeat(99)).await;
@@ -645,7 +653,8 @@ async fn a_full_store_takes_deletes_and_nothing_larger(bench: Bench) {
     assert_eq!(bytes, 1 + 91);
 }
 
-async fn the_quota_is_shared_by_a_batch(bench: Bench) {
+async fn the_quota_is_shared_by_a_batch(engine: Engine) {
+    let bench = engine.bench().await;
     let scope = bench.tenant_on(Plan { storage_bytes: 100, ..Plan::default() }).await;
     let shard = bench.shard();
     let sets = [50, 60, 40, 20, 7].map(|bytes| {
@@ -659,7 +668,8 @@ async fn the_quota_is_shared_by_a_batch(bench: Bench) {
     assert_eq!((tag.seq, bytes), (3, 97), "a refused set takes no number");
 }
 
-async fn a_poisoned_set_leaves_sixty_three_others_alone(bench: Bench) {
+async fn a_poisoned_set_leaves_sixty_three_others_alone(engine: Engine) {
+    let bench = engine.bench().await;
     let scope = bench.tenant_on(Plan { storage_bytes: 100_000, ..Plan::default() }).await;
     let shard = bench.shard();
     put(&shard, &scope, &KV.key("bytes"), "x").await;
@@ -708,7 +718,8 @@ async fn a_poisoned_set_leaves_sixty_three_others_alone(bench: Bench) {
     committed(&shard, effects).await;
 }
 
-async fn sets_of_a_batch_see_each_other(bench: Bench) {
+async fn sets_of_a_batch_see_each_other(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     put(&shard, &scope, &KV.key("a"), "0").await;
     let mut sets = Vec::new();
@@ -737,7 +748,8 @@ async fn sets_of_a_batch_see_each_other(bench: Bench) {
     committed(&shard, after).await;
 }
 
-async fn limits_are_refused_where_they_are_passed(bench: Bench) {
+async fn limits_are_refused_where_they_are_passed(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let mut effects = shard.begin(&scope);
     assert_eq!(effects.put(KV.key(vec![1; KEY_BYTES + 1]), "x", None).expect_err("too long").kind(), Kind::Invalid);
@@ -771,7 +783,8 @@ async fn limits_are_refused_where_they_are_passed(bench: Bench) {
     assert_eq!(effects.list(&KV.prefix(""), usize::MAX).await.expect_err("too many").code(), "too_many_reads");
 }
 
-async fn a_large_value_does_not_slow_its_neighbours_down(bench: Bench) {
+async fn a_large_value_does_not_slow_its_neighbours_down(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let keys: Vec<Key> = (0..2_000).map(|n| KV.key(format!("k{n:04}"))).collect();
     let measure = async || {
@@ -797,7 +810,8 @@ async fn a_large_value_does_not_slow_its_neighbours_down(bench: Bench) {
     assert!(after < before * 5 + Duration::from_millis(20), "{before:?} became {after:?}");
 }
 
-async fn keys_come_in_the_order_of_their_bytes(bench: Bench) {
+async fn keys_come_in_the_order_of_their_bytes(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let mut keys: Vec<Vec<u8>> = (0..600)
         .map(|_| {
@@ -827,7 +841,8 @@ async fn keys_come_in_the_order_of_their_bytes(bench: Bench) {
     }
 }
 
-async fn commits_that_end_together_share_a_transaction(bench: Bench) {
+async fn commits_that_end_together_share_a_transaction(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     put(&shard, &scope, &KV.key("warm"), "x").await;
     let before = shard.counts().batches.load(Ordering::Relaxed);
@@ -844,14 +859,16 @@ async fn commits_that_end_together_share_a_transaction(bench: Bench) {
     assert!(batches < 16, "{batches} transactions for 64 commits");
 }
 
-async fn reading_nothing_and_writing_nothing_asks_nobody(bench: Bench) {
+async fn reading_nothing_and_writing_nothing_asks_nobody(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     shard.transact(&scope, async |_| Ok(())).await.expect("nothing to do");
     let counts = shard.counts();
     assert_eq!(counts.batches.load(Ordering::Relaxed) + counts.reads.load(Ordering::Relaxed), 0);
 }
 
-async fn tenants_never_see_each_other(bench: Bench) {
+async fn tenants_never_see_each_other(engine: Engine) {
+    let bench = engine.bench().await;
     let shard = bench.shard();
     let (a, b) = (bench.tenant().await, bench.tenant().await);
     put(&shard, &a, &KV.key("k"), "a's").await;
@@ -873,7 +890,8 @@ async fn tenants_never_see_each_other(bench: Bench) {
     assert_eq!(tag.seq, 2, "each tenant counts its own commits");
 }
 
-async fn usage_is_counted_with_the_commit(bench: Bench) {
+async fn usage_is_counted_with_the_commit(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let compute = |plugin: &str, hour: i64, fuel| Compute {
         plugin: plugin.into(),
@@ -911,7 +929,8 @@ async fn usage_is_counted_with_the_commit(bench: Bench) {
     assert!(shard.store().usage(&scope, 2 * Compute::HOUR_MS, 2 * Compute::HOUR_MS).await.expect("usage").is_empty());
 }
 
-async fn expiring_rows_are_announced_to_the_sweeper(bench: Bench) {
+async fn expiring_rows_are_announced_to_the_sweeper(engine: Engine) {
+    let bench = engine.bench().await;
     let (shard, scope) = (bench.shard(), bench.tenant().await);
     let put = |key: &str, expires_at_ms| {
         let mut effects = shard.begin(&scope);
@@ -932,7 +951,8 @@ async fn expiring_rows_are_announced_to_the_sweeper(bench: Bench) {
 }
 
 /// T4 of the transaction rules.
-async fn sixty_four_writers_of_one_key_lose_nothing(bench: Bench) {
+async fn sixty_four_writers_of_one_key_lose_nothing(engine: Engine) {
+    let bench = engine.bench().await;
     let scope = bench.tenant().await;
     let mut nodes = vec![bench.shard()];
     if bench.shared() {
@@ -971,13 +991,15 @@ async fn sixty_four_writers_of_one_key_lose_nothing(bench: Bench) {
     println!("T4 on {} node(s): {} commits, {conflicts} conflicts, {batches} batches", nodes.len(), 64 * ROUNDS);
 }
 
-async fn the_directory_speaks_both_dialects(bench: Bench) {
+async fn the_directory_speaks_both_dialects(engine: Engine) {
+    let bench = engine.bench().await;
     chalet::effects::testing::directory_dialect(&bench.db)
         .await
         .expect("texts, numbers, bytes and nulls come back as they went");
 }
 
-async fn a_claim_is_held_by_one(bench: Bench) {
+async fn a_claim_is_held_by_one(engine: Engine) {
+    let bench = engine.bench().await;
     let (scope, other) = (bench.tenant().await, bench.tenant().await);
     let claims = bench.db.claims();
     let lease = Duration::from_secs(60);

@@ -11,142 +11,139 @@ use chalet::services::plugins::manifest::Manifest;
 use chalet::services::plugins::{self, Version};
 use chalet::services::sweep::{self, GRACE_MS};
 
+use crate::kit::engine::Engine;
 use crate::kit::guests::component;
 use crate::kit::store::Bench;
 
-const KV: Space = Space::named("kv/things");
-
-async fn benches() -> [Bench; 2] {
-    [Bench::sqlite().await, Bench::postgres().await]
+on_both_engines! {
+    expired_rows_of_every_tenant_are_removed_after_the_grace_time,
+    a_component_that_no_version_names_is_removed,
+    a_tenant_keeps_its_latest_records,
 }
+
+const KV: Space = Space::named("kv/things");
 
 fn ms(ms: i64) -> Duration {
     Duration::from_millis(ms.unsigned_abs())
 }
 
-#[tokio::test]
-async fn expired_rows_of_every_tenant_are_removed_after_the_grace_time() {
-    for bench in benches().await {
-        let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
-        let mut scopes = Vec::new();
-        for name in ["acme", "globex"] {
-            let scope = directory.create(name, "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
-            let mut effects = shard.begin(&scope);
-            // More than one transaction removes.
-            for n in 0..600 {
-                effects.put(KV.key(format!("{n}")), "x", Some(effects.now_ms() + 1_000)).expect("staged");
-            }
-            effects.put(KV.key("stays"), "x", None).expect("staged");
-            shard.commit(effects.into_set(None, None)).await.expect("committed");
-            scopes.push(scope);
+async fn expired_rows_of_every_tenant_are_removed_after_the_grace_time(engine: Engine) {
+    let bench = engine.bench().await;
+    let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
+    let mut scopes = Vec::new();
+    for name in ["acme", "globex"] {
+        let scope = directory.create(name, "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
+        let mut effects = shard.begin(&scope);
+        // More than one transaction removes.
+        for n in 0..600 {
+            effects.put(KV.key(format!("{n}")), "x", Some(effects.now_ms() + 1_000)).expect("staged");
         }
-        let left = async || {
-            let mut left = Vec::new();
-            for scope in &scopes {
-                left.push(shard.store().scan(scope, &KV.prefix(""), i64::MIN, 1_000).await.expect("read").1.len());
-            }
-            left
-        };
-        bench.clock.advance(ms(GRACE_MS));
-        sweep::run(&bench.db, &shard, &directory).await.expect("swept");
-        assert_eq!(left().await, [601, 601], "an invocation may still see them");
-        bench.clock.advance(ms(2_000));
-        sweep::run(&bench.db, &shard, &directory).await.expect("swept");
-        assert_eq!(left().await, [1, 1]);
+        effects.put(KV.key("stays"), "x", None).expect("staged");
+        shard.commit(effects.into_set(None, None)).await.expect("committed");
+        scopes.push(scope);
     }
+    let left = async || {
+        let mut left = Vec::new();
+        for scope in &scopes {
+            left.push(shard.store().scan(scope, &KV.prefix(""), i64::MIN, 1_000).await.expect("read").1.len());
+        }
+        left
+    };
+    bench.clock.advance(ms(GRACE_MS));
+    sweep::run(&bench.db, &shard, &directory).await.expect("swept");
+    assert_eq!(left().await, [601, 601], "an invocation may still see them");
+    bench.clock.advance(ms(2_000));
+    sweep::run(&bench.db, &shard, &directory).await.expect("swept");
+    assert_eq!(left().await, [1, 1]);
 }
 
-#[tokio::test]
-async fn a_component_that_no_version_names_is_removed() {
-    for bench in benches().await {
-        let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
-        let scope = directory.create("acme", "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
-        let store = async |bytes: &[u8]| {
-            let digest = components::digest(bytes);
-            components::store(&bench.db, &scope, &digest, bytes, bench.clock.now_ms()).await.expect("stored");
-            digest
-        };
-        let named = component("notes");
-        let (named, unnamed) = (store(&named).await, store(b"an upload that ended between bytes and row").await);
-        let manifest = Manifest::from_component(&component("notes")).expect("a manifest");
-        let version = Version {
-            plugin: "notes".into(),
-            version: manifest.version.to_string(),
-            digest: named.clone(),
-            size: 1,
-            handles: Vec::new(),
-            imports: Vec::new(),
-            held: Vec::new(),
-            uploaded_at_ms: 0,
-            manifest: serde_json::to_value(&manifest).expect("JSON"),
-        };
-        let mut effects = shard.begin(&scope);
-        plugins::store(&mut effects, &manifest, version).await.expect("staged");
-        shard.commit(effects.into_set(None, None)).await.expect("committed");
-        let there = async |digest: &str| match components::load(&bench.db, &scope, digest).await {
-            Ok(_) => true,
-            Err(error) => {
-                assert_eq!(error.kind(), Kind::Internal, "{error:?}");
-                false
-            }
-        };
-        let sweep = async || sweep::run(&bench.db, &shard, &directory).await.expect("swept");
+async fn a_component_that_no_version_names_is_removed(engine: Engine) {
+    let bench = engine.bench().await;
+    let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
+    let scope = directory.create("acme", "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
+    let store = async |bytes: &[u8]| {
+        let digest = components::digest(bytes);
+        components::store(&bench.db, &scope, &digest, bytes, bench.clock.now_ms()).await.expect("stored");
+        digest
+    };
+    let named = component("notes");
+    let (named, unnamed) = (store(&named).await, store(b"an upload that ended between bytes and row").await);
+    let manifest = Manifest::from_component(&component("notes")).expect("a manifest");
+    let version = Version {
+        plugin: "notes".into(),
+        version: manifest.version.to_string(),
+        digest: named.clone(),
+        size: 1,
+        handles: Vec::new(),
+        imports: Vec::new(),
+        held: Vec::new(),
+        uploaded_at_ms: 0,
+        manifest: serde_json::to_value(&manifest).expect("JSON"),
+    };
+    let mut effects = shard.begin(&scope);
+    plugins::store(&mut effects, &manifest, version).await.expect("staged");
+    shard.commit(effects.into_set(None, None)).await.expect("committed");
+    let there = async |digest: &str| match components::load(&bench.db, &scope, digest).await {
+        Ok(_) => true,
+        Err(error) => {
+            assert_eq!(error.kind(), Kind::Internal, "{error:?}");
+            false
+        }
+    };
+    let sweep = async || sweep::run(&bench.db, &shard, &directory).await.expect("swept");
 
-        bench.clock.advance(ms(UNNAMED_MS - 60_000));
-        sweep().await;
-        assert!(there(&unnamed).await, "its version row may still come");
-        // The same bytes once more: whoever uploads them has the whole time again.
-        store(b"an upload that ended between bytes and row").await;
-        bench.clock.advance(ms(UNNAMED_MS - 60_000));
-        sweep().await;
-        assert!(there(&unnamed).await);
-        bench.clock.advance(ms(UNNAMED_MS + GRACE_MS));
-        sweep().await;
-        assert_eq!((there(&named).await, there(&unnamed).await), (true, false));
+    bench.clock.advance(ms(UNNAMED_MS - 60_000));
+    sweep().await;
+    assert!(there(&unnamed).await, "its version row may still come");
+    // The same bytes once more: whoever uploads them has the whole time again.
+    store(b"an upload that ended between bytes and row").await;
+    bench.clock.advance(ms(UNNAMED_MS - 60_000));
+    sweep().await;
+    assert!(there(&unnamed).await);
+    bench.clock.advance(ms(UNNAMED_MS + GRACE_MS));
+    sweep().await;
+    assert_eq!((there(&named).await, there(&unnamed).await), (true, false));
 
-        let mut effects = shard.begin(&scope);
-        plugins::delete(&mut effects, "notes").await.expect("staged");
-        shard.commit(effects.into_set(None, None)).await.expect("committed");
-        bench.clock.advance(ms(2 * UNNAMED_MS + GRACE_MS));
-        sweep().await;
-        assert!(!there(&named).await, "a deleted plugin's bytes are removed");
-    }
+    let mut effects = shard.begin(&scope);
+    plugins::delete(&mut effects, "notes").await.expect("staged");
+    shard.commit(effects.into_set(None, None)).await.expect("committed");
+    bench.clock.advance(ms(2 * UNNAMED_MS + GRACE_MS));
+    sweep().await;
+    assert!(!there(&named).await, "a deleted plugin's bytes are removed");
 }
 
-#[tokio::test]
-async fn a_tenant_keeps_its_latest_records() {
-    for bench in benches().await {
-        let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
-        let scope = directory.create("acme", "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
-        let ids: Vec<String> = (0..620).map(|n| format!("{n:032x}")).collect();
-        for some in ids.chunks(310) {
-            let mut effects = shard.begin(&scope);
-            for id in some {
-                let record = Record {
-                    id: id.clone(),
-                    plugin: "p".into(),
-                    version: "1.0.0".into(),
-                    trigger: "http".into(),
-                    outcome: "ok".into(),
-                    code: "200".into(),
-                    fuel: 0,
-                    duration_ms: 0,
-                    host_calls: 0,
-                    reruns: 0,
-                    error: None,
-                    started_at: String::new(),
-                    started_at_ms: 0,
-                };
-                let line = Line { level: "info".into(), message: "hello".into() };
-                invocations::record(&mut effects, &record, &[line]).expect("staged");
-            }
-            shard.commit(effects.into_set(None, None)).await.expect("committed");
+async fn a_tenant_keeps_its_latest_records(engine: Engine) {
+    let bench = engine.bench().await;
+    let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
+    let scope = directory.create("acme", "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
+    let ids: Vec<String> = (0..620).map(|n| format!("{n:032x}")).collect();
+    for some in ids.chunks(310) {
+        let mut effects = shard.begin(&scope);
+        for id in some {
+            let record = Record {
+                id: id.clone(),
+                plugin: "p".into(),
+                version: "1.0.0".into(),
+                trigger: "http".into(),
+                outcome: "ok".into(),
+                code: "200".into(),
+                fuel: 0,
+                duration_ms: 0,
+                host_calls: 0,
+                reruns: 0,
+                error: None,
+                started_at: String::new(),
+                started_at_ms: 0,
+            };
+            let line = Line { level: "info".into(), message: "hello".into() };
+            invocations::record(&mut effects, &record, &[line]).expect("staged");
         }
-        sweep::trim(&bench.db, &shard, &scope, 50).await.expect("trimmed");
-        let (left, more) = invocations::list(&mut shard.begin(&scope), None, 100).await.expect("read");
-        let left: Vec<_> = left.into_iter().map(|record| record.id).collect();
-        assert_eq!((left, more), (ids.iter().rev().take(50).cloned().collect(), false));
-        let log = async |id: &str| invocations::log(&mut shard.begin(&scope), id).await.expect("read").len();
-        assert_eq!((log(&ids[619]).await, log(&ids[569]).await), (1, 0), "a log goes with its record");
+        shard.commit(effects.into_set(None, None)).await.expect("committed");
     }
+    sweep::trim(&bench.db, &shard, &scope, 50).await.expect("trimmed");
+    let (left, more) = invocations::list(&mut shard.begin(&scope), None, 100).await.expect("read");
+    let left: Vec<_> = left.into_iter().map(|record| record.id).collect();
+    assert_eq!((left, more), (ids.iter().rev().take(50).cloned().collect(), false));
+    let log = async |id: &str| invocations::log(&mut shard.begin(&scope), id).await.expect("read").len();
+    assert_eq!((log(&ids[619]).await, log(&ids[569]).await), (1, 0), "a log goes with its record");
 }

@@ -7,38 +7,46 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::kit::engine::Engine;
 use crate::kit::postgres;
 use crate::kit::server::{Server, Setup, Tenant, acme_on, expect};
+
+on_both_engines! {
+    sixty_four_clients_of_one_key_lose_nothing,
+    a_slow_reader_among_fast_writers_finishes,
+    what_a_failed_invocation_staged_never_happened,
+    ten_thousand_concurrent_increments_lose_none,
+    concurrent_writes_of_one_tenant_share_transactions,
+    a_call_that_neither_reads_nor_writes_issues_no_statement,
+    an_invocation_that_is_said_to_be_too_late_left_nothing,
+}
 
 async fn run(tenant: &Tenant<'_>, ops: Value) -> Value {
     expect(tenant.call(Method::POST, "guest-kv", "/run").json(&json!({ "ops": ops })), StatusCode::OK).await
 }
 
-#[tokio::test]
-async fn what_a_failed_invocation_staged_never_happened() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = server.tenant("acme").await;
-        acme.deploy("guest-kv").await;
-        let put = json!({ "op": "put", "key": "a", "value": 1 });
-        for (end, status) in [
-            (json!({ "op": "trap" }), StatusCode::BAD_GATEWAY),
-            (json!({ "op": "fail" }), StatusCode::UNPROCESSABLE_ENTITY),
-            (json!({ "op": "retry", "after_ms": 1500 }), StatusCode::SERVICE_UNAVAILABLE),
-            (json!({ "op": "status", "status": 503 }), StatusCode::SERVICE_UNAVAILABLE),
-        ] {
-            let ops = json!({ "ops": [put, { "op": "increment", "key": "n", "delta": 1 }, end] });
-            expect(acme.call(Method::POST, "guest-kv", "/run").json(&ops), status).await;
-            assert_eq!(acme.kv("c", "a").await, None, "{end}");
-            assert_eq!(acme.kv("c", "n").await, None, "{end}");
-        }
-        let answer =
-            acme.call(Method::POST, "guest-kv", "/run").json(&json!({ "ops": [{ "op": "retry", "after_ms": 1500 }] }));
-        assert_eq!(answer.send().await.expect("an answer").headers()["retry-after"], "2");
-        run(&acme, json!([put, { "op": "status", "status": 404 }]).as_array().map(|ops| json!([ops[0]])).expect("ops"))
-            .await;
-        assert_eq!(acme.kv("c", "a").await.as_deref(), Some(&b"1"[..]));
+async fn what_a_failed_invocation_staged_never_happened(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-kv").await;
+    let put = json!({ "op": "put", "key": "a", "value": 1 });
+    for (end, status) in [
+        (json!({ "op": "trap" }), StatusCode::BAD_GATEWAY),
+        (json!({ "op": "fail" }), StatusCode::UNPROCESSABLE_ENTITY),
+        (json!({ "op": "retry", "after_ms": 1500 }), StatusCode::SERVICE_UNAVAILABLE),
+        (json!({ "op": "status", "status": 503 }), StatusCode::SERVICE_UNAVAILABLE),
+    ] {
+        let ops = json!({ "ops": [put, { "op": "increment", "key": "n", "delta": 1 }, end] });
+        expect(acme.call(Method::POST, "guest-kv", "/run").json(&ops), status).await;
+        assert_eq!(acme.kv("c", "a").await, None, "{end}");
+        assert_eq!(acme.kv("c", "n").await, None, "{end}");
     }
+    let answer =
+        acme.call(Method::POST, "guest-kv", "/run").json(&json!({ "ops": [{ "op": "retry", "after_ms": 1500 }] }));
+    assert_eq!(answer.send().await.expect("an answer").headers()["retry-after"], "2");
+    run(&acme, json!([put, { "op": "status", "status": 404 }]).as_array().map(|ops| json!([ops[0]])).expect("ops"))
+        .await;
+    assert_eq!(acme.kv("c", "a").await.as_deref(), Some(&b"1"[..]));
 }
 
 /// 64 clients add to some keys by reading and writing; the sums are what they were told, and nothing is lost.
@@ -82,20 +90,18 @@ async fn sum(tenant: &Tenant<'_>) -> u64 {
     answer["results"][0]["sum"].as_u64().unwrap_or_else(|| panic!("no sum in {answer}"))
 }
 
-#[tokio::test]
-async fn ten_thousand_concurrent_increments_lose_none() {
+async fn ten_thousand_concurrent_increments_lose_none(engine: Engine) {
     const TOTAL: u64 = 10_000;
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup.clone());
-        server.unlimited().await;
-        let acme = server.tenant("acme").await;
-        acme.deploy("guest-kv").await;
-        increments(&[&server], &acme.key, TOTAL, 8).await;
-        assert_eq!(sum(&acme).await, TOTAL);
-        let reruns = server.metric("chalet_invocation_reruns_total").await;
-        assert!(reruns > 0.0, "64 clients on 8 keys never met: the test proves nothing");
-        println!("{TOTAL} increments on {setup:?}: {reruns} re-runs");
-    }
+    let setup = engine.setup().await;
+    let server = Server::start_with(setup.clone());
+    server.unlimited().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-kv").await;
+    increments(&[&server], &acme.key, TOTAL, 8).await;
+    assert_eq!(sum(&acme).await, TOTAL);
+    let reruns = server.metric("chalet_invocation_reruns_total").await;
+    assert!(reruns > 0.0, "64 clients on 8 keys never met: the test proves nothing");
+    println!("{TOTAL} increments on {setup:?}: {reruns} re-runs");
 }
 
 #[tokio::test]
@@ -115,51 +121,52 @@ async fn two_hosts_on_one_database_lose_no_increment() {
     println!("{TOTAL} increments on two hosts: {reruns} re-runs");
 }
 
+async fn sixty_four_clients_of_one_key_lose_nothing(engine: Engine) {
+    one_key_on(vec![engine.setup().await]).await;
+}
+
 #[tokio::test]
-async fn sixty_four_clients_of_one_key_lose_nothing() {
-    const TOTAL: u64 = 500;
+async fn sixty_four_clients_of_one_key_on_two_nodes_lose_nothing() {
     let shared = Setup::postgres().await;
-    let one_node = Setup::engines().await.map(|setup| vec![setup]);
-    for setups in one_node.into_iter().chain([vec![shared.clone(), shared]]) {
-        let servers: Vec<Server> = setups.into_iter().map(Server::start_with).collect();
-        let nodes: Vec<&Server> = servers.iter().collect();
-        let acme = &acme_on(&nodes).await[0];
-        increments(&nodes, &acme.key, TOTAL, 1).await;
-        assert_eq!(sum(acme).await, TOTAL);
-    }
+    one_key_on(vec![shared.clone(), shared]).await;
 }
 
-#[tokio::test]
-async fn concurrent_writes_of_one_tenant_share_transactions() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        server.unlimited().await;
-        let acme = server.tenant("acme").await;
-        acme.deploy("guest-kv").await;
-        run(&acme, json!([])).await;
-        // On a busy machine the calls may come one by one, which proves nothing; then they come once more.
-        let mut least = f64::MAX;
-        for _ in 0..5 {
-            let calls = (0..64).map(|n| {
-                let ops = json!({ "ops": [{ "op": "put", "key": format!("k{n}"), "value": n }] });
-                acme.call(Method::POST, "guest-kv", "/run").json(&ops).send()
-            });
-            let before = server.metric("chalet_commit_batches_total").await;
-            for answer in futures_util::future::join_all(calls).await {
-                assert_eq!(answer.expect("an answer").status(), StatusCode::OK);
-            }
-            least = least.min(server.metric("chalet_commit_batches_total").await - before);
-            if least < 16.0 {
-                break;
-            }
+async fn one_key_on(nodes: Vec<Setup>) {
+    const TOTAL: u64 = 500;
+    let servers: Vec<Server> = nodes.into_iter().map(Server::start_with).collect();
+    let nodes: Vec<&Server> = servers.iter().collect();
+    let acme = &acme_on(&nodes).await[0];
+    increments(&nodes, &acme.key, TOTAL, 1).await;
+    assert_eq!(sum(acme).await, TOTAL);
+}
+
+async fn concurrent_writes_of_one_tenant_share_transactions(engine: Engine) {
+    let server = engine.server().await;
+    server.unlimited().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-kv").await;
+    run(&acme, json!([])).await;
+    // On a busy machine the calls may come one by one, which proves nothing; then they come once more.
+    let mut least = f64::MAX;
+    for _ in 0..5 {
+        let calls = (0..64).map(|n| {
+            let ops = json!({ "ops": [{ "op": "put", "key": format!("k{n}"), "value": n }] });
+            acme.call(Method::POST, "guest-kv", "/run").json(&ops).send()
+        });
+        let before = server.metric("chalet_commit_batches_total").await;
+        for answer in futures_util::future::join_all(calls).await {
+            assert_eq!(answer.expect("an answer").status(), StatusCode::OK);
         }
-        assert!(least < 16.0, "64 one-write calls made {least} transactions");
+        least = least.min(server.metric("chalet_commit_batches_total").await - before);
+        if least < 16.0 {
+            break;
+        }
     }
+    assert!(least < 16.0, "64 one-write calls made {least} transactions");
 }
 
-#[tokio::test]
-async fn a_call_that_neither_reads_nor_writes_issues_no_statement() {
-    let server = Server::start();
+async fn a_call_that_neither_reads_nor_writes_issues_no_statement(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-hello").await;
     let call = || acme.call(Method::GET, "guest-hello", "/").send();
@@ -235,43 +242,48 @@ async fn two_read_modify_writes_in_one_batch_lose_nothing() {
     assert_eq!(add_in_one_batch("overlay").await, 1, "without a look at the batch itself one is lost");
 }
 
+async fn a_slow_reader_among_fast_writers_finishes(engine: Engine) {
+    slow_reader_on(vec![engine.setup().await]).await;
+}
+
 #[tokio::test]
-async fn a_slow_reader_among_fast_writers_finishes() {
+async fn a_slow_reader_among_fast_writers_on_two_nodes_finishes() {
+    let shared = Setup::postgres().await;
+    slow_reader_on(vec![shared.clone(), shared]).await;
+}
+
+async fn slow_reader_on(nodes: Vec<Setup>) {
     const WRITERS: usize = 16;
     const KEYS: usize = 8;
     const READS: usize = 5;
-    let [sqlite, postgres] = Setup::engines().await;
-    let two = Setup::postgres().await;
-    for nodes in [vec![sqlite], vec![postgres], vec![two.clone(), two]] {
-        let servers: Vec<_> = nodes.into_iter().map(Server::start_with).collect();
-        let servers: Vec<_> = servers.iter().collect();
-        let acme = acme_on(&servers).await;
-        let stop = AtomicBool::new(false);
-        let written = AtomicU64::new(0);
-        let writers = (0..WRITERS).map(async |writer| {
-            while !stop.load(Ordering::Relaxed) {
-                let key = format!("k{}", written.fetch_add(1, Ordering::Relaxed) as usize % KEYS);
-                run(&acme[writer % acme.len()], json!([{ "op": "add", "key": key, "delta": 1 }])).await;
-            }
-        });
-        let reader = async {
-            let mut ops: Vec<Value> = Vec::new();
-            for n in 0..KEYS {
-                ops.push(json!({ "op": "get", "key": format!("k{n}") }));
-                ops.push(json!({ "op": "spin", "rounds": 1_000_000 }));
-            }
-            ops.push(json!({ "op": "put", "key": "seen", "value": "all" }));
-            for _ in 0..READS {
-                let before = written.load(Ordering::Relaxed);
-                run(&acme[0], json!(ops)).await;
-                assert!(written.load(Ordering::Relaxed) > before, "nobody wrote meanwhile");
-            }
-            stop.store(true, Ordering::Relaxed);
-        };
-        tokio::join!(futures_util::future::join_all(writers), reader);
-        let reruns = servers[0].metric("chalet_invocation_reruns_total").await;
-        println!("{READS} slow reads on {} nodes among {written:?} writes, {reruns} re-runs", servers.len());
-    }
+    let servers: Vec<_> = nodes.into_iter().map(Server::start_with).collect();
+    let servers: Vec<_> = servers.iter().collect();
+    let acme = acme_on(&servers).await;
+    let stop = AtomicBool::new(false);
+    let written = AtomicU64::new(0);
+    let writers = (0..WRITERS).map(async |writer| {
+        while !stop.load(Ordering::Relaxed) {
+            let key = format!("k{}", written.fetch_add(1, Ordering::Relaxed) as usize % KEYS);
+            run(&acme[writer % acme.len()], json!([{ "op": "add", "key": key, "delta": 1 }])).await;
+        }
+    });
+    let reader = async {
+        let mut ops: Vec<Value> = Vec::new();
+        for n in 0..KEYS {
+            ops.push(json!({ "op": "get", "key": format!("k{n}") }));
+            ops.push(json!({ "op": "spin", "rounds": 1_000_000 }));
+        }
+        ops.push(json!({ "op": "put", "key": "seen", "value": "all" }));
+        for _ in 0..READS {
+            let before = written.load(Ordering::Relaxed);
+            run(&acme[0], json!(ops)).await;
+            assert!(written.load(Ordering::Relaxed) > before, "nobody wrote meanwhile");
+        }
+        stop.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(futures_util::future::join_all(writers), reader);
+    let reruns = servers[0].metric("chalet_invocation_reruns_total").await;
+    println!("{READS} slow reads on {} nodes among {written:?} writes, {reruns} re-runs", servers.len());
 }
 
 #[tokio::test]
@@ -301,37 +313,34 @@ async fn a_node_that_stops_in_its_commit_stalls_nobody_and_answers_what_it_did()
     assert_eq!(acme[0].kv("c", "n").await.as_deref(), Some(&b"11"[..]));
 }
 
-#[tokio::test]
-async fn an_invocation_that_is_said_to_be_too_late_left_nothing() {
+async fn an_invocation_that_is_said_to_be_too_late_left_nothing(engine: Engine) {
     const CALLS: usize = 300;
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = &acme_on(&[&server]).await[0];
-        // As much work as can just be done in the time.
-        let plan = json!({ "timeout_ms": 50, "requests_per_second": 10_000, "request_burst": 10_000 });
-        expect(server.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
-        let call = async |key: &str, rounds: u64| {
-            let ops = json!({ "ops": [{ "op": "put", "key": key, "value": 0 }, { "op": "spin", "rounds": rounds }] });
-            let answer = acme.call(Method::POST, "guest-kv", "/run").json(&ops).send().await.expect("an answer");
-            answer.status()
-        };
-        let mut rounds = 100_000;
-        while call("k", rounds).await == StatusCode::OK {
-            rounds *= 2;
-        }
-        let (mut done, mut late) = (0, 0);
-        for n in 0..CALLS {
-            let key = format!("k{n}");
-            let status = call(&key, rand::random_range(rounds / 4..rounds)).await;
-            let there = acme.kv("c", &key).await.is_some();
-            match status {
-                StatusCode::OK => done += 1,
-                StatusCode::GATEWAY_TIMEOUT => late += 1,
-                other => panic!("{other}"),
-            }
-            assert_eq!(there, status == StatusCode::OK, "{key} was answered {status}");
-        }
-        println!("{done} calls in time, {late} too late");
-        assert!(done > CALLS / 20 && late > CALLS / 20, "{done} in time, {late} too late");
+    let server = engine.server().await;
+    let acme = &acme_on(&[&server]).await[0];
+    // As much work as can just be done in the time.
+    let plan = json!({ "timeout_ms": 50, "requests_per_second": 10_000, "request_burst": 10_000 });
+    expect(server.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
+    let call = async |key: &str, rounds: u64| {
+        let ops = json!({ "ops": [{ "op": "put", "key": key, "value": 0 }, { "op": "spin", "rounds": rounds }] });
+        let answer = acme.call(Method::POST, "guest-kv", "/run").json(&ops).send().await.expect("an answer");
+        answer.status()
+    };
+    let mut rounds = 100_000;
+    while call("k", rounds).await == StatusCode::OK {
+        rounds *= 2;
     }
+    let (mut done, mut late) = (0, 0);
+    for n in 0..CALLS {
+        let key = format!("k{n}");
+        let status = call(&key, rand::random_range(rounds / 4..rounds)).await;
+        let there = acme.kv("c", &key).await.is_some();
+        match status {
+            StatusCode::OK => done += 1,
+            StatusCode::GATEWAY_TIMEOUT => late += 1,
+            other => panic!("{other}"),
+        }
+        assert_eq!(there, status == StatusCode::OK, "{key} was answered {status}");
+    }
+    println!("{done} calls in time, {late} too late");
+    assert!(done > CALLS / 20 && late > CALLS / 20, "{done} in time, {late} too late");
 }

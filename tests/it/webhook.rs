@@ -7,8 +7,18 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
+use crate::kit::engine::Engine;
 use crate::kit::server::{Server, Setup, Tenant, expect};
 use crate::kit::stock::Stock;
+
+on_both_engines! {
+    a_signed_event_has_its_effects_once_and_a_forged_one_none,
+    the_same_signed_bytes_under_another_id_are_a_replay,
+    every_scheme_delivers_what_its_provider_sent,
+    what_a_providers_own_library_signs_is_delivered_and_nothing_else_is,
+    slacks_challenge_is_answered_by_the_host,
+    another_tenants_source_answers_as_one_that_does_not_exist,
+}
 
 const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const OTHER_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -51,47 +61,39 @@ async fn status_of(acme: &Tenant<'_>) -> Option<Value> {
     serde_json::from_slice::<Value>(&stored).ok().map(|stored| stored["status"].clone())
 }
 
-#[tokio::test]
-async fn a_signed_event_has_its_effects_once_and_a_forged_one_none() {
-    for setup in Setup::engines().await {
-        let server = Server::start_with(setup);
-        let acme = server.tenant("acme").await;
-        acme.deploy("stripe-billing").await;
-        let event = subscription("evt_1", "active", now_s());
-        // Without its secret nothing can be verified: the provider tries again later.
-        let early = stripe(acme.hook("stripe"), &event, 0);
-        assert_eq!(expect(early, StatusCode::SERVICE_UNAVAILABLE).await["code"], "webhook_secret_missing");
-        acme.secret("STRIPE_WEBHOOK_SECRET", SECRET).await;
-        expect(stripe(acme.hook("stripe"), &event, 0), StatusCode::OK).await;
-        assert_eq!(status_of(&acme).await, Some(json!("active")));
-        let duplicate = stripe(acme.hook("stripe"), &event, 1).send().await.expect("an answer");
-        assert_eq!(duplicate.status(), StatusCode::OK);
-        assert_eq!(duplicate.headers()["idempotent-replayed"], "true");
-        let cancelled = subscription("evt_2", "canceled", now_s() + 1);
-        for (forged, why) in [
-            (acme.hook("stripe").body(cancelled.clone()), "no signature"),
-            (acme.hook("stripe").header("stripe-signature", "t=1,v1=00").body(cancelled.clone()), "a wrong signature"),
-            (stripe(acme.hook("stripe"), &cancelled, 301), "a stale one"),
-            (stripe(acme.hook("stripe"), &cancelled, 0).body(format!("{cancelled} ")), "another body"),
-        ] {
-            let answer = forged.send().await.expect("an answer");
-            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{why}");
-        }
-        assert_eq!(status_of(&acme).await, Some(json!("active")));
-        expect(stripe(acme.hook("stripe"), &cancelled, 0), StatusCode::OK).await;
-        assert_eq!(status_of(&acme).await, Some(json!("canceled")));
-        let records = expect(acme.api(Method::GET, "/invocations"), StatusCode::OK).await;
-        assert_eq!(
-            records["data"].as_array().map(Vec::len),
-            Some(2),
-            "duplicates and forgeries ran nothing: {records}"
-        );
+async fn a_signed_event_has_its_effects_once_and_a_forged_one_none(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("stripe-billing").await;
+    let event = subscription("evt_1", "active", now_s());
+    // Without its secret nothing can be verified: the provider tries again later.
+    let early = stripe(acme.hook("stripe"), &event, 0);
+    assert_eq!(expect(early, StatusCode::SERVICE_UNAVAILABLE).await["code"], "webhook_secret_missing");
+    acme.secret("STRIPE_WEBHOOK_SECRET", SECRET).await;
+    expect(stripe(acme.hook("stripe"), &event, 0), StatusCode::OK).await;
+    assert_eq!(status_of(&acme).await, Some(json!("active")));
+    let duplicate = stripe(acme.hook("stripe"), &event, 1).send().await.expect("an answer");
+    assert_eq!(duplicate.status(), StatusCode::OK);
+    assert_eq!(duplicate.headers()["idempotent-replayed"], "true");
+    let cancelled = subscription("evt_2", "canceled", now_s() + 1);
+    for (forged, why) in [
+        (acme.hook("stripe").body(cancelled.clone()), "no signature"),
+        (acme.hook("stripe").header("stripe-signature", "t=1,v1=00").body(cancelled.clone()), "a wrong signature"),
+        (stripe(acme.hook("stripe"), &cancelled, 301), "a stale one"),
+        (stripe(acme.hook("stripe"), &cancelled, 0).body(format!("{cancelled} ")), "another body"),
+    ] {
+        let answer = forged.send().await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{why}");
     }
+    assert_eq!(status_of(&acme).await, Some(json!("active")));
+    expect(stripe(acme.hook("stripe"), &cancelled, 0), StatusCode::OK).await;
+    assert_eq!(status_of(&acme).await, Some(json!("canceled")));
+    let records = expect(acme.api(Method::GET, "/invocations"), StatusCode::OK).await;
+    assert_eq!(records["data"].as_array().map(Vec::len), Some(2), "duplicates and forgeries ran nothing: {records}");
 }
 
-#[tokio::test]
-async fn the_same_signed_bytes_under_another_id_are_a_replay() {
-    let server = Server::start();
+async fn the_same_signed_bytes_under_another_id_are_a_replay(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("github-triage").await;
     acme.secret("GITHUB_WEBHOOK_SECRET", SECRET).await;
@@ -105,9 +107,8 @@ async fn the_same_signed_bytes_under_another_id_are_a_replay() {
     assert_eq!(acme.kv("labels", "bug").await.as_deref(), Some(&b"1"[..]), "one delivery, however it is called");
 }
 
-#[tokio::test]
-async fn every_scheme_delivers_what_its_provider_sent() {
-    let server = Server::start();
+async fn every_scheme_delivers_what_its_provider_sent(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-webhook").await;
     acme.secret("WEBHOOK_SECRET", SECRET).await;
@@ -142,9 +143,8 @@ async fn every_scheme_delivers_what_its_provider_sent() {
     assert_eq!(stored["data"].as_array().map(Vec::len), Some(6), "{stored}");
 }
 
-#[tokio::test]
-async fn what_a_providers_own_library_signs_is_delivered_and_nothing_else_is() {
-    let server = Server::start();
+async fn what_a_providers_own_library_signs_is_delivered_and_nothing_else_is(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-webhook").await;
     acme.secret("WEBHOOK_SECRET", SECRET).await;
@@ -178,9 +178,8 @@ async fn what_a_providers_own_library_signs_is_delivered_and_nothing_else_is() {
     }
 }
 
-#[tokio::test]
-async fn slacks_challenge_is_answered_by_the_host() {
-    let server = Server::start();
+async fn slacks_challenge_is_answered_by_the_host(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-webhook").await;
     acme.secret("WEBHOOK_SECRET", SECRET).await;
@@ -193,9 +192,8 @@ async fn slacks_challenge_is_answered_by_the_host() {
     assert_eq!((answer.status(), answer.text().await.expect("text").as_str()), (StatusCode::OK, "3eZbrw1aB"));
 }
 
-#[tokio::test]
-async fn another_tenants_source_answers_as_one_that_does_not_exist() {
-    let server = Server::start();
+async fn another_tenants_source_answers_as_one_that_does_not_exist(engine: Engine) {
+    let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("stripe-billing").await;
     let body = |answer: Value| (answer["status"].clone(), answer["code"].clone(), answer["detail"].clone());

@@ -1,7 +1,10 @@
 //! The kit that the tests share: servers, databases, tenants and guests, set up in a line.
 
+#[macro_use]
+pub mod engine;
 pub mod guests;
 pub mod postgres;
+pub mod process;
 pub mod proxy;
 pub mod server;
 pub mod stock;

@@ -45,11 +45,6 @@ impl Setup {
         Self::default().with("CHALET_DATABASE_URL", &database.url).with("CHALET_MASTER_KEY", &"5e".repeat(32))
     }
 
-    /// Both engines, each empty.
-    pub async fn engines() -> [Self; 2] {
-        [Self::sqlite(), Self::postgres().await]
-    }
-
     /// One more variable.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {

@@ -28,16 +28,24 @@ impl Stat {
     }
 }
 
+/// The processes whose parent this is.
+fn children(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
+    fs::read_dir("/proc")
+        .expect("/proc is mounted")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|child| Some((child, Stat::read(child)?)))
+        .filter(move |(_, stat)| stat.parent == pid)
+}
+
+/// A process and its children.
+pub fn family(pid: u32) -> Vec<u32> {
+    std::iter::once(pid).chain(children(pid).map(|(child, _)| child)).collect()
+}
+
 /// CPU time of a process with its children, those that have ended among them.
 pub fn cpu(pid: u32) -> Duration {
     let own = Stat::read(pid).unwrap_or_else(|| panic!("process {pid} has ended"));
-    let children: u64 = fs::read_dir("/proc")
-        .expect("/proc is mounted")
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(Stat::read)
-        .filter(|stat| stat.parent == pid)
-        .map(|stat| stat.own_ticks + stat.ended_ticks)
-        .sum();
+    let children: u64 = children(pid).map(|(_, stat)| stat.own_ticks + stat.ended_ticks).sum();
     Duration::from_millis((own.own_ticks + own.ended_ticks + children) * 1_000 / TICKS)
 }
 
