@@ -3,6 +3,7 @@
 #[macro_use]
 pub mod engine;
 pub mod guests;
+pub mod oracle;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

@@ -55,3 +55,8 @@ pub fn resident_mib(pid: u32) -> f64 {
     let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
     kib.map_or(f64::NAN, |kib: f64| kib / 1024.0)
 }
+
+/// Files, sockets and pipes that a process has open.
+pub fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}

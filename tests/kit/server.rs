@@ -165,9 +165,19 @@ impl Server {
 
     /// A metric of `/metrics`, summed over its labels.
     pub async fn metric(&self, name: &str) -> f64 {
+        self.metric_where(name, "").await
+    }
+
+    /// The same, of the lines that have this text among their labels, such as `status="500"`.
+    pub async fn metric_where(&self, name: &str, label: &str) -> f64 {
         let text = self.anonymous(Method::GET, "/metrics").send().await.expect("an answer").text().await.expect("text");
-        let own = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        let own = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(label));
         own.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Requests that were answered with this status.
+    pub async fn answered(&self, status: u16) -> f64 {
+        self.metric_where("chalet_requests_total", &format!("status=\"{status}\"")).await
     }
 }
 

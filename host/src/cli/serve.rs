@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Result};
+use crate::kernel::panic;
 use crate::platform::Platform;
 
 /// Run the server.
@@ -32,6 +33,7 @@ impl Serve {
     /// Serve until SIGTERM or SIGINT.
     pub fn run(self) -> Result<()> {
         logs();
+        panic::watch();
         let mut config = Config::load(self.config.as_deref())?;
         config.data = self.data.or(config.data);
         config.listen = self.listen.or(config.listen);

@@ -89,6 +89,7 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     );
     counter("invocation_replays", "Requests that got a stored answer", read(&counts.replays));
     counter("invocations_shed", "Invocations turned away for lack of a place", read(&counts.shed));
+    counter("host_panics", "Panics in this process: faults of the host", crate::kernel::panic::count());
     let counts = door.shard.counts();
     counter("commit_batches", "Database transactions of the committer", read(&counts.batches));
     counter("commits", "Transactions committed", read(&counts.commits));

@@ -1,0 +1,82 @@
+//! What must be true after anything hostile: the server is the same process and never panicked, a tenant that had
+//! nothing to do with it was answered all the time, no request was answered with 500, and memory and descriptors
+//! came back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use tokio::task::JoinHandle;
+
+use crate::kit::process::{descriptors, resident_mib};
+use crate::kit::server::Server;
+
+/// How much more memory than before a server may hold afterwards: what an allocator keeps of a burst.
+const MEMORY_MIB: f64 = 64.0;
+/// How long it may take to come back to that.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Descriptors more than before: connections that clients keep open.
+const DESCRIPTORS: usize = 64;
+/// Time between two calls of the bystander.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A watch over a server, from before something hostile is done to it until after.
+pub struct Watch {
+    pid: u32,
+    resident_mib: f64,
+    descriptors: usize,
+    stop: Arc<AtomicBool>,
+    canary: JoinHandle<Vec<Duration>>,
+}
+
+impl Watch {
+    /// Begin: a tenant `canary` is made, and calls its plugin over and over again.
+    pub async fn begin(server: &Server) -> Self {
+        let canary = server.tenant("canary").await;
+        canary.deploy("guest-hello").await;
+        let call = canary.call(Method::GET, "guest-hello", "/");
+        let warm = call.try_clone().expect("no body").send().await.expect("an answer");
+        assert_eq!(warm.status(), StatusCode::OK);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let canary = tokio::spawn(async move {
+            let mut took = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let started = Instant::now();
+                let answer = call.try_clone().expect("no body").send().await.expect("the canary gets an answer");
+                assert_eq!(answer.status(), StatusCode::OK, "the canary was not answered");
+                took.push(started.elapsed());
+                tokio::time::sleep(PAUSE).await;
+            }
+            took
+        });
+        let pid = server.pid();
+        Self { pid, resident_mib: resident_mib(pid), descriptors: descriptors(pid), stop, canary }
+    }
+
+    /// End, and judge. How long the canary's calls took, in order of length.
+    pub async fn end(self, server: &Server) -> Vec<Duration> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut took = self.canary.await.expect("the canary was answered all the time");
+        took.sort_unstable();
+        assert!(!took.is_empty(), "the canary never called");
+        assert_eq!(server.pid(), self.pid, "the server is another process");
+        assert_eq!(server.metric("chalet_host_panics_total").await, 0.0, "the host panicked");
+        assert_eq!(server.answered(500).await, 0.0, "requests were answered with 500");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let (memory, open) = (resident_mib(self.pid), descriptors(self.pid));
+            if memory <= self.resident_mib + MEMORY_MIB && open <= self.descriptors + DESCRIPTORS {
+                return took;
+            }
+            assert!(
+                Instant::now() < until,
+                "the server keeps {memory:.0} MiB and {open} descriptors; it had {:.0} and {}",
+                self.resident_mib,
+                self.descriptors
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
