@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 
 use crate::kit::engine::Engine;
-use crate::kit::server::{Server, expect};
+use crate::kit::server::expect;
 
 on_both_engines! {
     a_public_plugin_needs_no_key_and_a_credential_of_ours_stays_outside,

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::kit::engine::Engine;
 use crate::kit::guests::component;
-use crate::kit::server::{Server, Setup, expect};
+use crate::kit::server::{Server, expect};
 
 on_both_engines! {
     what_is_not_granted_or_points_inwards_is_refused,

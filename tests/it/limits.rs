@@ -4,7 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::kit::engine::Engine;
-use crate::kit::server::{Server, Setup, expect};
+use crate::kit::server::expect;
 
 on_both_engines! {
     the_guests_suite_passes_on_the_server,

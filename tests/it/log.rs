@@ -4,7 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 use crate::kit::engine::Engine;
-use crate::kit::server::{Server, expect};
+use crate::kit::server::expect;
 
 on_both_engines! {
     the_log_of_a_failed_invocation_is_kept_and_cannot_forge_lines,

@@ -4,7 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::kit::engine::Engine;
-use crate::kit::server::{Server, Setup, Tenant, expect};
+use crate::kit::server::{Tenant, expect};
 use crate::kit::stock::Stock;
 
 on_both_engines! {

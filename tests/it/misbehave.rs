@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::kit::engine::Engine;
 use crate::kit::guests::root;
-use crate::kit::server::{Server, Tenant, expect};
+use crate::kit::server::{Tenant, expect};
 
 on_both_engines! {
     each_misbehaviour_is_an_error_of_its_own_and_commits_nothing,

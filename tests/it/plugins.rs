@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::kit::engine::Engine;
 use crate::kit::guests::component;
-use crate::kit::server::{Server, Setup, Tenant, expect};
+use crate::kit::server::{Tenant, expect};
 
 on_both_engines! {
     a_plugin_answers_over_http_and_its_effects_are_stored,

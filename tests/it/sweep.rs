@@ -13,7 +13,6 @@ use chalet::services::sweep::{self, GRACE_MS};
 
 use crate::kit::engine::Engine;
 use crate::kit::guests::component;
-use crate::kit::store::Bench;
 
 on_both_engines! {
     expired_rows_of_every_tenant_are_removed_after_the_grace_time,

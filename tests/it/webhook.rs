@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::kit::engine::Engine;
-use crate::kit::server::{Server, Setup, Tenant, expect};
+use crate::kit::server::{Tenant, expect};
 use crate::kit::stock::Stock;
 
 on_both_engines! {

@@ -35,12 +35,12 @@ impl Engine {
     }
 }
 
-/// Make two tests of each behaviour, an async function of an [`Engine`] in the same file: `sqlite::behaviour` and
-/// `postgres::behaviour`.
+/// Make two tests of each behaviour, an async function of an [`Engine`] in the same file: `on_sqlite::behaviour`
+/// and `on_postgres::behaviour`.
 macro_rules! on_both_engines {
     ($($behaviour:ident),* $(,)?) => {
-        on_both_engines!(@engine sqlite Sqlite $($behaviour)*);
-        on_both_engines!(@engine postgres Postgres $($behaviour)*);
+        on_both_engines!(@engine on_sqlite Sqlite $($behaviour)*);
+        on_both_engines!(@engine on_postgres Postgres $($behaviour)*);
     };
     (@engine $module:ident $engine:ident $($behaviour:ident)*) => {
         mod $module {
