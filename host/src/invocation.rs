@@ -9,6 +9,7 @@ mod admission;
 mod lanes;
 mod tally;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +18,6 @@ pub use self::tally::{FLUSH, Tally};
 use crate::effects::{Compute, Effects, Key, Shard, Verdict};
 use crate::engine::guest::{Budget, Guest, Invocation, Level, Log, Services};
 use crate::engine::{Digest, Engine, Program};
-use crate::kernel::clock::rfc3339;
 use crate::kernel::db::Db;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::id;
@@ -260,7 +260,7 @@ impl Invoker {
             return Concluded::Done(Ok(given));
         }
         started.record.outcome = "ok".into();
-        started.record.code = status.to_string();
+        started.record.code = code_of(status);
         let settling = Settling { given, log, gate_held, fuel };
         self.settle(work, started, guest, settling).await
     }
@@ -299,7 +299,7 @@ impl Invoker {
         let Settling { given, log, gate_held, fuel } = settling;
         started.finish(given.answer.body.len() as u64);
         if guest.effects.is_empty() && work.cause.is_none() {
-            inner.tally.add(&work.scope, started.close(), &log);
+            inner.tally.add(&work.scope, started.close(), log);
             inner.counts.invocations.fetch_add(1, Ordering::Relaxed);
             return Concluded::Done(Ok(given));
         }
@@ -393,6 +393,16 @@ fn stage_end(
     invocations::key(&started.record.id)
 }
 
+/// A success's code: its status.
+fn code_of(status: u16) -> Cow<'static, str> {
+    match status {
+        200 => "200".into(),
+        201 => "201".into(),
+        204 => "204".into(),
+        other => other.to_string().into(),
+    }
+}
+
 fn given(invocation: &str, answer: Answer) -> (u16, Done) {
     let response = match answer {
         Answer::Http(response) => response,
@@ -451,8 +461,8 @@ impl Started {
         };
         let record = Record {
             id: id::at(now_ms),
-            plugin: work.released.version.plugin.clone(),
-            version: work.released.version.version.clone(),
+            plugin: work.released.plugin.clone(),
+            version: work.released.number.clone(),
             trigger: trigger.into(),
             outcome: "cancelled".into(),
             code: "cancelled".into(),
@@ -461,7 +471,6 @@ impl Started {
             host_calls: 0,
             reruns: 0,
             error: None,
-            started_at: rfc3339(now_ms),
             started_at_ms: now_ms,
         };
         let open = Some((invoker.0.tally.clone(), work.scope.clone()));
@@ -510,7 +519,7 @@ impl Started {
         if error.kind() == Kind::Internal {
             tracing::error!(invocation = %self.record.id, ?error, "an invocation failed through a fault of the host");
         }
-        invoker.0.tally.add(&work.scope, self.close(), &log);
+        invoker.0.tally.add(&work.scope, self.close(), log);
         invoker.0.counts.invocations.fetch_add(1, Ordering::Relaxed);
         invoker.0.counts.failures.fetch_add(1, Ordering::Relaxed);
         error
@@ -521,7 +530,7 @@ impl Drop for Started {
     fn drop(&mut self) {
         if let Some((tally, scope)) = self.open.take() {
             self.finish(0);
-            tally.add(&scope, (self.record.clone(), self.compute()), &[]);
+            tally.add(&scope, (self.record.clone(), self.compute()), Vec::new());
         }
     }
 }
