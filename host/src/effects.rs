@@ -28,9 +28,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 pub use self::claims::{Claim, Claims};
-pub use self::commit::{Breaks, Counts, Shard};
+pub use self::commit::{Counts, Shard};
 pub use self::row::{Key, Range, Row, Space, Value};
 pub use self::set::{Compute, Facts, Op, RangeFact, ReadFact, Set, Tag, Verdict, Write};
+pub use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
 

@@ -27,6 +27,7 @@ use crate::gateway::metrics::Metrics;
 use crate::gateway::respond::REQUEST;
 use crate::invocation::Invoker;
 use crate::kernel::db::Db;
+use crate::kernel::breaks::Breaks;
 use crate::kernel::error::Error;
 use crate::kernel::id;
 use crate::services::directory::Directory;
@@ -69,6 +70,8 @@ pub struct Parts {
     /// Cancelled when the node is told to stop: an answer without an end ends then.
     pub stopping: CancellationToken,
 }
+    /// What a test has switched off.
+    pub breaks: Breaks,
 
 impl Door {
     /// A door in front of these parts.

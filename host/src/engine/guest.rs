@@ -16,6 +16,7 @@ use wasmtime::StoreContextMut;
 use crate::effects::Effects;
 use crate::engine::bindings::chalet::platform::types;
 use crate::engine::limits::Limiter;
+use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind};
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::{Plan, TenantScope};
@@ -51,6 +52,8 @@ pub struct Services {
     pub egress: Arc<services::egress::Egress>,
     /// Derives the idempotency keys of outgoing calls.
     pub master: Master,
+    /// What a test has switched off.
+    pub breaks: Breaks,
 }
 
 /// What stays the same in all runs of one invocation.
@@ -359,6 +362,11 @@ impl Guest {
 
     /// The next bytes of the invocation's random stream: SHA-256 of the seed and a counter, so that a
     /// recorded seed gives the same bytes in every version of the host.
+    /// What a test has switched off.
+    pub(crate) fn breaks(&self) -> Breaks {
+        self.services.breaks
+    }
+
     pub(crate) fn random_bytes(&mut self, length: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(length + 32);
         while bytes.len() < length {

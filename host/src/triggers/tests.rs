@@ -168,6 +168,7 @@ impl Bench {
                 secrets: Arc::new(services::secrets::Secrets::new(master.clone())),
                 egress: Arc::new(services::egress::Egress::new(&services::egress::Config::default()).unwrap()),
                 master,
+                breaks: Breaks::default(),
             }),
             plan,
             _folder: folder,
