@@ -1,5 +1,6 @@
 //! The public door: what every request passes, in this order, and who answers it.
 
+mod cookie;
 pub mod credential;
 mod health;
 mod hooks;

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use crate::gateway::Door;
+use crate::gateway::{Door, cookie};
 use crate::gateway::respond::problem;
 use crate::invocation::{Done, Work};
 use crate::kernel::breaks::Breaks;
@@ -42,6 +43,7 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     let refuse = |error: Error| error.into_response();
     let mut segments = parts.uri.path().splitn(5, '/').skip(2);
     let (Some(tenant), Some(plugin)) = (segments.next(), segments.next()) else { return Err(refuse(no_route())) };
+    let mount = "/t/".len() + tenant.len() + "/".len() + plugin.len();
     let path = format!("/{}", segments.next().unwrap_or(""));
 
     let found = find(door, tenant, plugin).await.map_err(refuse)?;
@@ -79,7 +81,8 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     });
     let done = door.invoker.run(Work { scope, released, call, cause }).await;
     let response = match done {
-        Ok(done) => render(done),
+        // The path as it was asked for, up to the plugin's name.
+        Ok(done) => render(done, &parts.uri.path()[..mount]),
         Err(failed) => problem(&failed.error, Some(failed.invocation)),
     };
     Ok(with_limits(response, &admission))
@@ -176,13 +179,16 @@ fn guest_headers(headers: &HeaderMap, credential: bool) -> Vec<(String, Bytes)> 
         .collect()
 }
 
-/// The answer of a plugin, or the same given again.
-pub(super) fn render(done: Done) -> Response {
+/// The answer of a plugin that is reached under `mount`, or the same given again.
+pub(super) fn render(done: Done, mount: &str) -> Response {
     let status = StatusCode::from_u16(done.answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
     let mut response = Response::new(Body::from(done.answer.body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    for (name, value) in done.answer.headers {
+    for (name, mut value) in done.answer.headers {
+        if name == header::SET_COOKIE.as_str() {
+            value = cookie::confine(&value, mount).into();
+        }
         // Validated when the guest answered; a stored answer of an older host may still hold others.
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_maybe_shared(value))
             && !is_hop_by_hop(name.as_str())
