@@ -426,6 +426,7 @@ fn stage_end(
     log: &[Line],
 ) -> Result<Key> {
     if let Some(cause) = &work.cause {
+    effects.end();
         inner.idempotency.store(effects, cause, answer)?;
     }
     invocations::record(effects, &started.record, log)?;
