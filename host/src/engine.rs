@@ -19,6 +19,7 @@ mod run;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,6 +67,8 @@ struct Inner {
     failures: moka::sync::Cache<Digest, Arc<Failed>>,
     loading: compile::Keyed<Digest>,
     slots: Semaphore,
+    capacity: usize,
+    memory_denied: AtomicU64,
     /// Taken when the engine goes.
     runtime: Option<Runtime>,
 }
@@ -113,6 +116,8 @@ impl Engine {
             failures: moka::sync::Cache::builder().max_capacity(FAILURES).time_to_live(FAILURE_TIME).build(),
             loading: compile::Keyed::default(),
             slots: Semaphore::new(config.slots as usize),
+            capacity: config.slots as usize,
+            memory_denied: AtomicU64::new(0),
             runtime: Some(runtime),
         })))
     }
@@ -215,6 +220,16 @@ impl Engine {
     /// Guests that could start now without waiting.
     pub fn free_slots(&self) -> usize {
         self.0.slots.available_permits()
+    }
+
+    /// Guests that run now.
+    pub fn running(&self) -> usize {
+        self.0.capacity - self.free_slots()
+    }
+
+    /// Runs that asked for more memory or table space than they may have.
+    pub fn memory_denied(&self) -> u64 {
+        self.0.memory_denied.load(Ordering::Relaxed)
     }
 }
 

@@ -27,8 +27,8 @@ use crate::gateway::credential::Credentials;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::respond::REQUEST;
 use crate::invocation::Invoker;
-use crate::kernel::db::Db;
 use crate::kernel::breaks::Breaks;
+use crate::kernel::db::Db;
 use crate::kernel::error::Error;
 use crate::kernel::id;
 use crate::services::directory::Directory;
@@ -70,9 +70,9 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Cancelled when the node is told to stop: an answer without an end ends then.
     pub stopping: CancellationToken,
-}
     /// What a test has switched off.
     pub breaks: Breaks,
+}
 
 impl Door {
     /// A door in front of these parts.

@@ -174,6 +174,7 @@ impl Invoker {
             cause: work.cause.as_ref().map_or_else(|| started.record.id.clone(), |cause| hex::encode(cause.digest())),
             seed: rand::random(),
             deadline,
+            abandoned: started.abandoned(),
         });
         let effects = inner.shard.begin_at(&work.scope, started.now_ms);
         let mut guest = Guest::new(invocation, budget, inner.services.clone(), effects);
@@ -425,8 +426,8 @@ fn stage_end(
     answer: &StoredAnswer,
     log: &[Line],
 ) -> Result<Key> {
-    if let Some(cause) = &work.cause {
     effects.end();
+    if let Some(cause) = &work.cause {
         inner.idempotency.store(effects, cause, answer)?;
     }
     invocations::record(effects, &started.record, log)?;
@@ -527,6 +528,15 @@ impl Started {
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
         }
+    }
+
+    /// What counts the fuel of a run that outlives its caller by a moment.
+    fn abandoned(&self) -> Box<dyn Fn(u64) + Send + Sync> {
+        let Some((tally, scope)) = self.open.clone() else { return Box::new(|_| {}) };
+        let Compute { plugin, hour_ms, .. } = self.compute();
+        Box::new(move |fuel| {
+            tally.count(&scope, Compute { plugin: plugin.clone(), hour_ms, fuel, ..Compute::default() });
+        })
     }
 
     /// End it: what is left to count.

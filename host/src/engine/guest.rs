@@ -71,6 +71,8 @@ pub struct Invocation {
     pub seed: [u8; 32],
     /// When it has to be over, all runs counted.
     pub deadline: Instant,
+    /// Told of the fuel of a run that was dropped because its caller went away.
+    pub abandoned: Box<dyn Fn(u64) + Send + Sync>,
 }
 
 /// What one run may use.

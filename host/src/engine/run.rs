@@ -9,6 +9,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -112,23 +113,21 @@ impl Engine {
         };
         let slot = slot.map_err(Error::internal)?;
 
-        let fuel = guest.budget().fuel;
-        let mut store = self.store(guest).map_err(Error::internal)?;
+        let mut burning = Burning(Some(self.store(guest).map_err(Error::internal)?));
         let called = async {
-            let instance = program.instance.instantiate_async(&mut store).await?;
-            call(program, &mut store, instance).await
+            let store = burning.store();
+            let instance = program.instance.instantiate_async(&mut *store).await?;
+            call(program, store, instance).await
         };
         let called = until(deadline, AssertUnwindSafe(called).catch_unwind()).await;
 
-        let left = store.get_fuel().unwrap_or(0);
         // The instance ends here: before the answer is given, and before anything is committed.
-        let guest = store.into_data();
+        let (guest, fuel) = burning.end();
         drop(slot);
-        let spent = Spent {
-            fuel: fuel.saturating_sub(left),
-            host_calls: guest.host_calls(),
-            memory_bytes: guest.memory_bytes(),
-        };
+        if guest.limiter.denied() {
+            self.0.memory_denied.fetch_add(1, Ordering::Relaxed);
+        }
+        let spent = Spent { fuel, host_calls: guest.host_calls(), memory_bytes: guest.memory_bytes() };
         Ok(Run { outcome: outcome(called, &guest), guest, spent })
     }
 
@@ -144,6 +143,35 @@ impl Engine {
         store.fuel_async_yield_interval(Some(SLICE_FUEL))?;
         Ok(store)
     }
+}
+
+/// A store with a guest. What a guest burned whose caller went away is told when it is dropped: it was computed all the
+/// same.
+struct Burning(Option<Store<Guest>>);
+
+impl Burning {
+    fn store(&mut self) -> &mut Store<Guest> {
+        self.0.as_mut().expect("only the end takes it")
+    }
+
+    /// The guest, and the fuel that it burned.
+    fn end(mut self) -> (Guest, u64) {
+        let store = self.0.take().expect("only the end takes it");
+        let fuel = burned(&store);
+        (store.into_data(), fuel)
+    }
+}
+
+impl Drop for Burning {
+    fn drop(&mut self) {
+        if let Some(store) = self.0.take() {
+            (store.data().invocation().abandoned)(burned(&store));
+        }
+    }
+}
+
+fn burned(store: &Store<Guest>) -> u64 {
+    store.data().budget().fuel.saturating_sub(store.get_fuel().unwrap_or(0))
 }
 
 /// Poll until the deadline. It is looked at after every poll, since a guest that computes is always ready;

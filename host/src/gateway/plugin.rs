@@ -8,9 +8,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
-use crate::gateway::Door;
-use crate::gateway::{Door, cookie};
 use crate::gateway::respond::problem;
+use crate::gateway::{Door, cookie};
 use crate::invocation::{Done, Work};
 use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind, Result};
@@ -43,8 +42,8 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     let refuse = |error: Error| error.into_response();
     let mut segments = parts.uri.path().splitn(5, '/').skip(2);
     let (Some(tenant), Some(plugin)) = (segments.next(), segments.next()) else { return Err(refuse(no_route())) };
-    let mount = "/t/".len() + tenant.len() + "/".len() + plugin.len();
     let path = format!("/{}", segments.next().unwrap_or(""));
+    let mount = "/t/".len() + tenant.len() + "/".len() + plugin.len();
 
     let found = find(door, tenant, plugin).await.map_err(refuse)?;
     let public = found.as_ref().is_some_and(|(_, released)| {

@@ -190,6 +190,7 @@ impl Bench {
             cause: "test".into(),
             seed: [7; 32],
             deadline: Instant::now() + budget.timeout,
+            abandoned: Box::new(|_| {}),
         };
         Guest::new(Arc::new(invocation), budget, self.services.clone(), self.shard.begin(&self.scope))
     }
