@@ -44,8 +44,8 @@ pub enum Failure {
     Reject(String),
     /// The guest trapped, or used up something that has a limit of its own.
     Trap {
-        /// `plugin_failed`, `memory_exhausted`, `stack_exhausted`, `hostcall_budget`, or `internal` if the
-        /// fault is the host's.
+        /// `plugin_failed`, `memory_exhausted`, `stack_exhausted`, `hostcall_budget`, `hostcall_bytes`, or `internal`
+        /// if the fault is the host's.
         code: &'static str,
         /// For the plugin's author.
         message: String,
@@ -227,6 +227,10 @@ fn failure(error: &wasmtime::Error, guest: &Guest) -> Failure {
             Stop::HostCalls => Failure::Trap {
                 code: "hostcall_budget",
                 message: format!("more than {} host calls", guest.budget().host_calls),
+            },
+            Stop::HostCallBytes => Failure::Trap {
+                code: "hostcall_bytes",
+                message: format!("more than {} bytes in host calls", guest.budget().host_call_bytes),
             },
             // `outcome` has looked for the key; a stop without one would be ours.
             Stop::Stale => internal(error, guest),
