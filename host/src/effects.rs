@@ -28,9 +28,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 pub use self::claims::{Claim, Claims};
-pub use self::commit::{Breaks, Counts, Shard};
+pub use self::commit::{Counts, Shard};
 pub use self::row::{Key, Range, Row, Space, Value};
 pub use self::set::{Compute, Facts, Op, RangeFact, ReadFact, Set, Tag, Verdict, Write};
+pub use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
 
@@ -38,6 +39,10 @@ use crate::kernel::tenant::TenantScope;
 pub const STAGED_ROWS: usize = 1_000;
 /// Bytes of keys and values that one transaction may stage; a batch aims at a quarter of it.
 pub const STAGED_BYTES: usize = 4 << 20;
+/// Rows and bytes that the host adds to an invocation's at its end, beyond those: its record and log, and the answers to
+/// its cause, of which one has 1 MiB at most.
+const END_ROWS: usize = 8;
+const END_BYTES: usize = 2 << 20;
 /// Rows that one transaction may read: each is remembered and may have to be validated.
 pub const ROWS_READ: usize = 10_000;
 /// Bytes of a key: what an index entry of both engines holds with room to spare.
@@ -120,6 +125,7 @@ pub struct Effects {
     writes: BTreeMap<Key, Op>,
     rows_read: usize,
     staged_bytes: usize,
+    ending: bool,
     stale: Option<Key>,
 }
 
@@ -135,6 +141,7 @@ impl Effects {
             writes: BTreeMap::new(),
             rows_read: 0,
             staged_bytes: 0,
+            ending: false,
             stale: None,
         }
     }
@@ -388,6 +395,11 @@ impl Effects {
         self.stage(key, op)
     }
 
+    /// What is staged from here on is the host's: nobody is refused for it who has staged all that may be.
+    pub fn end(&mut self) {
+        self.ending = true;
+    }
+
     fn stage(&mut self, key: Key, op: Op) -> Result<()> {
         check_space(&key.space)?;
         if key.key.len() > KEY_BYTES {
@@ -397,7 +409,8 @@ impl Effects {
         let removed = self.writes.get(&key).map_or(0, |old| key.key.len() + old.bytes());
         let bytes = self.staged_bytes + added - removed;
         let rows = self.writes.len() + usize::from(removed == 0 && !self.writes.contains_key(&key));
-        if rows > STAGED_ROWS || bytes > STAGED_BYTES {
+        let (more_rows, more_bytes) = if self.ending { (END_ROWS, END_BYTES) } else { (0, 0) };
+        if rows > STAGED_ROWS + more_rows || bytes > STAGED_BYTES + more_bytes {
             return Err(Error::new(
                 Kind::Invalid,
                 "too_many_effects",

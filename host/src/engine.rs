@@ -21,6 +21,7 @@ mod turns;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -71,6 +72,7 @@ struct Inner {
     loading: compile::Keyed<Digest>,
     slots: slots::Slots,
     turns: Arc<turns::Turns>,
+    memory_denied: AtomicU64,
     /// Taken when the engine goes.
     runtime: Option<Runtime>,
 }
@@ -123,7 +125,8 @@ impl Engine {
             failures: moka::sync::Cache::builder().max_capacity(FAILURES).time_to_live(FAILURE_TIME).build(),
             loading: compile::Keyed::default(),
             slots: slots::Slots::new(config.slots as usize),
-            turns: turns::Turns::new(config.threads),
+            turns: turns::Turns::new(config.turns),
+            memory_denied: AtomicU64::new(0),
             runtime: Some(runtime),
         })))
     }
@@ -236,6 +239,16 @@ impl Engine {
     /// Guests that could start now without waiting.
     pub fn free_slots(&self) -> usize {
         self.0.slots.free()
+    }
+
+    /// Guests that run now.
+    pub fn running(&self) -> usize {
+        self.slots() - self.free_slots()
+    }
+
+    /// Runs that asked for more memory or table space than they may have.
+    pub fn memory_denied(&self) -> u64 {
+        self.0.memory_denied.load(Ordering::Relaxed)
     }
 }
 

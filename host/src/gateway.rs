@@ -1,5 +1,6 @@
 //! The public door: what every request passes, in this order, and who answers it.
 
+mod cookie;
 pub mod credential;
 mod health;
 mod hooks;
@@ -26,6 +27,7 @@ use crate::gateway::credential::Credentials;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::respond::REQUEST;
 use crate::invocation::Invoker;
+use crate::kernel::breaks::Breaks;
 use crate::kernel::db::Db;
 use crate::kernel::error::Error;
 use crate::kernel::id;
@@ -68,6 +70,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Cancelled when the node is told to stop: an answer without an end ends then.
     pub stopping: CancellationToken,
+    /// What a test has switched off.
+    pub breaks: Breaks,
 }
 
 impl Door {

@@ -166,6 +166,7 @@ impl Invoker {
             cause: work.cause.as_ref().map_or_else(|| started.record.id.clone(), |cause| hex::encode(cause.digest())),
             seed: rand::random(),
             deadline,
+            abandoned: started.abandoned(),
         });
         let effects = inner.shard.begin_at(&work.scope, started.now_ms);
         let mut guest = Guest::new(invocation, budget, inner.services.clone(), effects);
@@ -386,6 +387,7 @@ fn stage_end(
     answer: &StoredAnswer,
     log: &[Line],
 ) -> Result<Key> {
+    effects.end();
     if let Some(cause) = &work.cause {
         inner.idempotency.store(effects, cause, answer)?;
     }
@@ -497,6 +499,15 @@ impl Started {
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
         }
+    }
+
+    /// What counts the fuel of a run that outlives its caller by a moment.
+    fn abandoned(&self) -> Box<dyn Fn(u64) + Send + Sync> {
+        let Some((tally, scope)) = self.open.clone() else { return Box::new(|_| {}) };
+        let Compute { plugin, hour_ms, .. } = self.compute();
+        Box::new(move |fuel| {
+            tally.count(&scope, Compute { plugin: plugin.clone(), hour_ms, fuel, ..Compute::default() });
+        })
     }
 
     /// End it: what is left to count.

@@ -1,5 +1,6 @@
 //! What everything else stands on: errors, time, ids, tenants, encryption and databases.
 
+pub mod breaks;
 pub mod clock;
 pub mod db;
 pub mod error;

@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use crate::capabilities;
 use crate::config::Config;
 use crate::control;
-use crate::effects::{Breaks, Shard};
+use crate::effects::Shard;
 use crate::engine::guest::Services;
 use crate::engine::{self, Engine};
 use crate::gateway::credential::Credentials;
 use crate::gateway::metrics::Metrics;
 use crate::gateway::{self, Door, Parts};
 use crate::invocation::{FLUSH, Invoker};
+use crate::kernel::breaks::Breaks;
 use crate::kernel::clock::Clock;
 use crate::kernel::db::{Db, Location};
 use crate::kernel::error::{Error, Result};
@@ -57,11 +58,7 @@ impl Platform {
         let db = Db::open(&Location::parse(config.database.url.as_deref(), &data)?).await?;
         db.follow(&clock).await?;
         let master = master_key(config, &data)?;
-        let breaks = if cfg!(debug_assertions) {
-            std::env::var("CHALET_BREAK").map(|text| Breaks::parse(&text)).unwrap_or_default()
-        } else {
-            Breaks::default()
-        };
+        let breaks = Breaks::from_environment();
         let shard = Shard::new(db.store(), clock.clone(), breaks);
         let directory = Directory::new(db.clone());
         let keys = Keys::new(db.clone(), clock.clone(), master.clone());
@@ -80,8 +77,13 @@ impl Platform {
             secrets: Arc::new(Secrets::new(master.clone())),
             egress: Arc::new(Egress::new(&config.egress)?),
             master: master.clone(),
+            breaks,
         });
-        let engine = Engine::start(&engine::Config::new(data.join("code"))?, capabilities::ALL, &master)?;
+        let mut engine = engine::Config::new(data.join("code"))?;
+        if breaks.turns {
+            engine.turns = usize::MAX;
+        }
+        let engine = Engine::start(&engine, capabilities::ALL, &master)?;
         let idempotency = Idempotency::new(master.clone(), db.claims().clone());
         let invoker = Invoker::new(engine.clone(), db.clone(), shard.clone(), services.clone(), idempotency.clone());
 
@@ -100,6 +102,7 @@ impl Platform {
             services,
             invoker,
             engine,
+            breaks,
         });
         let router = gateway::pipeline(door.clone(), control::router(&door));
         let tasks = Tasks::start(tasks(&door));

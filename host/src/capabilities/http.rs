@@ -22,7 +22,7 @@ pub(super) fn link(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 impl http::Host for Call<'_> {
     async fn send(&mut self, request: http::Request) -> Result<types::Response, Refusal> {
         let operation = self.operation();
-        let guest = self.enter(OUTSIDE_FUEL + request.body.len() as u64)?;
+        let guest = self.enter(OUTSIDE_FUEL)?;
         if guest.grants().egress.is_empty() {
             return Err(Error::new(
                 Kind::Denied,

@@ -32,13 +32,13 @@ impl kv::Host for Call<'_> {
         value: Vec<u8>,
         options: kv::PutOptions,
     ) -> Result<(), Refusal> {
-        let guest = self.writing(&collection, value.len())?;
+        let guest = self.writing(&collection)?;
         let effects = &mut guest.effects;
         Ok(services::kv::put(effects, &collection, &key, value.into(), options.ttl_ms, options.if_version).await?)
     }
 
     async fn delete(&mut self, collection: String, key: String, if_version: Option<u64>) -> Result<bool, Refusal> {
-        let guest = self.writing(&collection, 0)?;
+        let guest = self.writing(&collection)?;
         Ok(services::kv::delete(&mut guest.effects, &collection, &key, if_version).await?)
     }
 
@@ -56,7 +56,7 @@ impl kv::Host for Call<'_> {
     }
 
     async fn increment(&mut self, collection: String, key: String, delta: i64) -> Result<(), Refusal> {
-        let guest = self.writing(&collection, 0)?;
+        let guest = self.writing(&collection)?;
         Ok(services::kv::increment(&mut guest.effects, &collection, &key, delta).await?)
     }
 
@@ -76,8 +76,8 @@ impl Call<'_> {
         Err(missing("kv_read", collection).into())
     }
 
-    fn writing(&mut self, collection: &str, bytes: usize) -> Result<&mut Guest, Refusal> {
-        let guest = self.enter(ROW_FUEL + bytes as u64)?;
+    fn writing(&mut self, collection: &str) -> Result<&mut Guest, Refusal> {
+        let guest = self.enter(ROW_FUEL)?;
         let granted: Result<(), Error> = grant(&guest.grants().kv, "kv", collection);
         granted?;
         Ok(guest)

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::effects::Breaks;
 use crate::effects::row::{Key, Row, Value};
 use crate::effects::set::{Op, Tag, Write};
 use crate::kernel::tenant::TenantId;
@@ -31,6 +32,8 @@ const ENTRY_BYTES: usize = 128;
 #[derive(Clone)]
 pub(crate) struct Cache {
     tenants: moka::sync::Cache<TenantId, Handle>,
+    /// With a promise broken, whose entries all tenants' are.
+    shared: Option<TenantId>,
 }
 
 /// One tenant's entries.
@@ -128,16 +131,23 @@ fn weight(key: &Key, row: Option<&Row>) -> usize {
 }
 
 impl Cache {
-    pub(crate) fn new() -> Self {
-        Self { tenants: moka::sync::Cache::new(TENANTS) }
+    pub(crate) fn new(breaks: Breaks) -> Self {
+        let shared = breaks.cache_tenant.then(|| TenantId::from_row(""));
+        Self { tenants: moka::sync::Cache::new(TENANTS), shared }
+    }
+
+    /// Whose entries a tenant's are: its own.
+    fn owner<'a>(&'a self, tenant: &'a TenantId) -> &'a TenantId {
+        self.shared.as_ref().unwrap_or(tenant)
     }
 
     /// The tenant's entries; to be taken before the read that may fill them.
     pub(crate) fn handle(&self, tenant: &TenantId) -> Handle {
-        if let Some(handle) = self.tenants.get(tenant) {
+        let owner = self.owner(tenant);
+        if let Some(handle) = self.tenants.get(owner) {
             return handle;
         }
-        self.tenants.get_with(tenant.clone(), Handle::default)
+        self.tenants.get_with(owner.clone(), Handle::default)
     }
 
     /// Forget a tenant, or after a change of timeline everything.
@@ -156,7 +166,7 @@ impl Cache {
         after: Tag,
         writes: impl Iterator<Item = (&'a Write, u64)> + Clone,
     ) {
-        let Some(handle) = self.tenants.get(tenant) else { return };
+        let Some(handle) = self.tenants.get(self.owner(tenant)) else { return };
         let mut entries = handle.lock();
         writes.clone().for_each(|(write, version)| entries.settings.written(write, version));
         match entries.tag {
@@ -251,7 +261,7 @@ mod tests {
         let row =
             |text: &'static str, version| Some(Row { value: Value::Bytes(text.into()), version, expires_at_ms: None });
         let put = Write { key: key.clone(), op: Op::Put { value: Value::Bytes("new".into()), expires_at_ms: None } };
-        let (cache, tenant) = (Cache::new(), TenantId::new());
+        let (cache, tenant) = (Cache::new(Breaks::default()), TenantId::new());
         let shown = |own_commit: bool, checked: bool| {
             cache.forget(Some(&tenant));
             // The handle is taken, and the row read from the database; then a commit comes first.

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::effects::cache::{Cache, Handle};
 use crate::effects::set::{Facts, OUTCOME_UNKNOWN, Set, Tag, Verdict};
-use crate::effects::{Effects, Key, Range, Row, SharedStore};
+use crate::effects::{Breaks, Effects, Key, Range, Row, SharedStore};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -47,38 +47,6 @@ struct Inner {
     counts: Counts,
     breaks: Breaks,
     generation: AtomicU64,
-}
-
-/// Promises that a test may break, to see that its checker notices. Nothing else sets them.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Breaks {
-    /// A later read of another state is taken as it is (rule R2).
-    pub opacity: bool,
-    /// Ranges are not validated (rule R3).
-    pub ranges: bool,
-    /// Reads are not validated at commit (rule R7).
-    pub reads: bool,
-    /// Sets of one batch do not see each other (rule R7).
-    pub overlay: bool,
-    /// PostgreSQL: the head is not locked (rule R7).
-    pub lock: bool,
-    /// The cache is not told of commits, and takes rows of any state (rule R4).
-    pub cache: bool,
-}
-
-impl Breaks {
-    /// The promises named in `text`, separated by commas.
-    pub fn parse(text: &str) -> Self {
-        let has = |name: &str| text.split(',').any(|part| part == name);
-        Self {
-            opacity: has("opacity"),
-            ranges: has("ranges"),
-            reads: has("reads"),
-            overlay: has("overlay"),
-            lock: has("lock"),
-            cache: has("cache"),
-        }
-    }
 }
 
 /// What the committer has done since the process started.
@@ -117,7 +85,7 @@ impl Shard {
         let batching = store.batching();
         let shard = Self(Arc::new(Inner {
             store,
-            cache: Cache::new(),
+            cache: Cache::new(breaks),
             clock,
             exclusive: batching.exclusive,
             mixed: batching.mixed,

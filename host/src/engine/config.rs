@@ -59,6 +59,8 @@ pub struct Config {
     pub slots: u32,
     /// Threads of the guests' runtime.
     pub threads: usize,
+    /// Guests that compute at a time; others wait for their turn.
+    pub turns: usize,
     /// Components compiled at a time; each takes a core for as long as it lasts.
     pub compile_jobs: usize,
     /// The compile worker's program and its arguments.
@@ -76,6 +78,7 @@ impl Config {
             programs: programs(),
             slots: slots(cores),
             threads: cores,
+            turns: cores,
             compile_jobs: cores.div_ceil(2),
             worker: vec![worker.into(), super::compile::WORKER_ARGUMENT.into()],
         })

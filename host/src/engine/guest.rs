@@ -2,8 +2,8 @@
 //! door through which it reaches anything.
 //!
 //! A host function gets a [`Call`], which holds the guest's store. The only way from a `Call` to the
-//! guest's state is [`Call::enter`]: it counts the call, takes its price from the guest's fuel and looks at
-//! the deadline. [`Call::leave`] turns the answer into the guest's types, and drops a guest whose snapshot
+//! guest's state is [`Call::enter`]: it counts the call and its bytes, takes their price from the guest's fuel and
+//! looks at the deadline. [`Call::leave`] turns the answer into the guest's types, and drops a guest whose snapshot
 //! is gone. No other code needs to think of budgets.
 
 use std::collections::HashMap;
@@ -14,8 +14,9 @@ use sha2::{Digest as _, Sha256};
 use wasmtime::StoreContextMut;
 
 use crate::effects::Effects;
-use crate::engine::bindings::chalet::platform::types;
+use crate::engine::bindings::chalet::platform::{http, kv, log, types};
 use crate::engine::limits::Limiter;
+use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind};
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::{Plan, TenantScope};
@@ -51,6 +52,8 @@ pub struct Services {
     pub egress: Arc<services::egress::Egress>,
     /// Derives the idempotency keys of outgoing calls.
     pub master: Master,
+    /// What a test has switched off.
+    pub breaks: Breaks,
 }
 
 /// What stays the same in all runs of one invocation.
@@ -68,6 +71,8 @@ pub struct Invocation {
     pub seed: [u8; 32],
     /// When it has to be over, all runs counted.
     pub deadline: Instant,
+    /// Told of the fuel of a run that was dropped because its caller went away.
+    pub abandoned: Box<dyn Fn(u64) + Send + Sync>,
 }
 
 /// What one run may use.
@@ -79,6 +84,8 @@ pub struct Budget {
     pub memory_bytes: u64,
     /// Host calls.
     pub host_calls: u32,
+    /// Bytes that they hand over to the host, all together.
+    pub host_call_bytes: u64,
     /// Requests to the outside, all runs counted.
     pub outgoing_calls: u32,
     /// Bytes of log.
@@ -97,6 +104,7 @@ impl Budget {
             fuel: plan.fuel.min(limits.fuel.unwrap_or(u64::MAX)),
             memory_bytes: plan.memory_bytes.min(memory_bytes),
             host_calls: plan.host_calls,
+            host_call_bytes: plan.host_call_bytes,
             outgoing_calls: plan.outgoing_calls,
             log_bytes: plan.log_bytes,
             response_body_bytes: plan.response_body_bytes,
@@ -297,6 +305,7 @@ pub struct Guest {
     pub(super) limiter: Limiter,
     random: u64,
     host_calls: u32,
+    host_call_bytes: u64,
 }
 
 impl Guest {
@@ -312,6 +321,7 @@ impl Guest {
             services,
             random: 0,
             host_calls: 0,
+            host_call_bytes: 0,
         }
     }
 
@@ -352,6 +362,11 @@ impl Guest {
         self.services.clone()
     }
 
+    /// What a test has switched off.
+    pub(crate) fn breaks(&self) -> Breaks {
+        self.services.breaks
+    }
+
     /// What is left of the invocation's time.
     pub(crate) fn remaining(&self) -> Duration {
         self.invocation.deadline.saturating_duration_since(Instant::now())
@@ -377,6 +392,7 @@ pub(super) enum Stop {
     Deadline,
     Fuel,
     HostCalls,
+    HostCallBytes,
     Stale,
 }
 
@@ -386,6 +402,7 @@ impl std::fmt::Display for Stop {
             Self::Deadline => "the deadline passed",
             Self::Fuel => "the fuel is used up",
             Self::HostCalls => "too many host calls",
+            Self::HostCallBytes => "too many bytes in host calls",
             Self::Stale => "the snapshot is gone",
         })
     }
@@ -431,12 +448,13 @@ impl From<Refusal> for wasmtime::Error {
 pub struct Call<'a> {
     store: StoreContextMut<'a, Guest>,
     operation: &'static str,
+    bytes: u64,
 }
 
 impl<'a> Call<'a> {
     #[doc(hidden)]
-    pub fn new(store: StoreContextMut<'a, Guest>, operation: &'static str) -> Self {
-        Self { store, operation }
+    pub fn new(store: StoreContextMut<'a, Guest>, operation: &'static str, bytes: u64) -> Self {
+        Self { store, operation, bytes }
     }
 
     /// The call's name, such as `kv.get`.
@@ -444,15 +462,18 @@ impl<'a> Call<'a> {
         self.operation
     }
 
-    /// The door. `fuel` is what the call costs beyond crossing the boundary.
+    /// The door. `fuel` is what the call costs beyond crossing the boundary with its bytes.
     pub fn enter(&mut self, fuel: u64) -> Result<&mut Guest, Refusal> {
         let left = self.store.get_fuel()?;
-        let price = CALL_FUEL.saturating_add(fuel);
+        let price = CALL_FUEL.saturating_add(self.bytes).saturating_add(fuel);
         self.store.set_fuel(left.saturating_sub(price))?;
         let guest = self.store.data_mut();
         guest.host_calls = guest.host_calls.saturating_add(1);
+        guest.host_call_bytes = guest.host_call_bytes.saturating_add(self.bytes);
         let stop = if guest.host_calls > guest.budget.host_calls {
             Stop::HostCalls
+        } else if guest.host_call_bytes > guest.budget.host_call_bytes {
+            Stop::HostCallBytes
         } else if left <= price {
             Stop::Fuel
         } else if guest.remaining().is_zero() {
@@ -476,6 +497,63 @@ impl<'a> Call<'a> {
         answer.into_wit(&mut self)
     }
 }
+
+/// What a guest hands over in a call. The host has copied it before any function of ours runs, and so it is counted
+/// whatever becomes of the call.
+#[doc(hidden)]
+pub trait Given {
+    /// Its bytes; a number's count as none, since the call itself has a price.
+    fn bytes(&self) -> u64;
+}
+
+impl Given for String {
+    fn bytes(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+impl Given for Vec<u8> {
+    fn bytes(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+impl<T: Given> Given for Vec<T> {
+    /// An element takes room also if it is empty.
+    fn bytes(&self) -> u64 {
+        size_of_val(self.as_slice()) as u64 + self.iter().map(Given::bytes).sum::<u64>()
+    }
+}
+
+impl<T: Given> Given for Option<T> {
+    fn bytes(&self) -> u64 {
+        self.as_ref().map_or(0, Given::bytes)
+    }
+}
+
+impl<A: Given, B: Given> Given for (A, B) {
+    fn bytes(&self) -> u64 {
+        self.0.bytes() + self.1.bytes()
+    }
+}
+
+impl Given for http::Request {
+    fn bytes(&self) -> u64 {
+        self.method.bytes() + self.url.bytes() + self.headers.bytes() + self.body.bytes()
+    }
+}
+
+macro_rules! without_bytes {
+    ($($type:ty),*) => {
+        $(impl Given for $type {
+            fn bytes(&self) -> u64 {
+                0
+            }
+        })*
+    };
+}
+
+without_bytes!(u32, u64, i64, kv::PutOptions, log::Level);
 
 /// A host function's result in the form that wasmtime hands to the guest.
 #[doc(hidden)]
@@ -535,8 +613,9 @@ macro_rules! interface {
         let mut instance = $linker.instance($interface)?;
         $(instance.func_wrap_async($name, |store, ($($argument,)*)| {
             const OPERATION: &str = concat!(stringify!($module), ".", $name);
+            let bytes = 0 $(+ $crate::engine::guest::Given::bytes(&$argument))*;
             let answer = async move {
-                let mut call = $crate::engine::guest::Call::new(store, OPERATION);
+                let mut call = $crate::engine::guest::Call::new(store, OPERATION, bytes);
                 let answer = $module::Host::$function(&mut call, $($argument),*).await;
                 call.leave(answer).await
             };

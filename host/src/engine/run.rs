@@ -9,6 +9,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -43,8 +44,8 @@ pub enum Failure {
     Reject(String),
     /// The guest trapped, or used up something that has a limit of its own.
     Trap {
-        /// `plugin_failed`, `memory_exhausted`, `stack_exhausted`, `hostcall_budget`, or `internal` if the
-        /// fault is the host's.
+        /// `plugin_failed`, `memory_exhausted`, `stack_exhausted`, `hostcall_budget`, `hostcall_bytes`, or `internal`
+        /// if the fault is the host's.
         code: &'static str,
         /// For the plugin's author.
         message: String,
@@ -112,23 +113,21 @@ impl Engine {
             return Ok(Run { outcome: Err(Failure::Overloaded), guest, spent: Spent::default() });
         };
 
-        let fuel = guest.budget().fuel;
-        let mut store = self.store(guest).map_err(Error::internal)?;
+        let mut burning = Burning(Some(self.store(guest).map_err(Error::internal)?));
         let called = async {
-            let instance = program.instance.instantiate_async(&mut store).await?;
-            call(program, &mut store, instance).await
+            let store = burning.store();
+            let instance = program.instance.instantiate_async(&mut *store).await?;
+            call(program, store, instance).await
         };
         let called = until(deadline, AssertUnwindSafe(called).catch_unwind()).await;
 
-        let left = store.get_fuel().unwrap_or(0);
         // The instance ends here: before the answer is given, and before anything is committed.
-        let guest = store.into_data();
+        let (guest, fuel) = burning.end();
         drop(slot);
-        let spent = Spent {
-            fuel: fuel.saturating_sub(left),
-            host_calls: guest.host_calls(),
-            memory_bytes: guest.memory_bytes(),
-        };
+        if guest.limiter.denied() {
+            self.0.memory_denied.fetch_add(1, Ordering::Relaxed);
+        }
+        let spent = Spent { fuel, host_calls: guest.host_calls(), memory_bytes: guest.memory_bytes() };
         Ok(Run { outcome: outcome(called, &guest), guest, spent })
     }
 
@@ -144,6 +143,35 @@ impl Engine {
         store.fuel_async_yield_interval(Some(SLICE_FUEL))?;
         Ok(store)
     }
+}
+
+/// A store with a guest. What a guest burned whose caller went away is told when it is dropped: it was computed all the
+/// same.
+struct Burning(Option<Store<Guest>>);
+
+impl Burning {
+    fn store(&mut self) -> &mut Store<Guest> {
+        self.0.as_mut().expect("only the end takes it")
+    }
+
+    /// The guest, and the fuel that it burned.
+    fn end(mut self) -> (Guest, u64) {
+        let store = self.0.take().expect("only the end takes it");
+        let fuel = burned(&store);
+        (store.into_data(), fuel)
+    }
+}
+
+impl Drop for Burning {
+    fn drop(&mut self) {
+        if let Some(store) = self.0.take() {
+            (store.data().invocation().abandoned)(burned(&store));
+        }
+    }
+}
+
+fn burned(store: &Store<Guest>) -> u64 {
+    store.data().budget().fuel.saturating_sub(store.get_fuel().unwrap_or(0))
 }
 
 /// Poll until the deadline. It is looked at before every poll, since a guest that computes is always ready; the
@@ -199,6 +227,10 @@ fn failure(error: &wasmtime::Error, guest: &Guest) -> Failure {
             Stop::HostCalls => Failure::Trap {
                 code: "hostcall_budget",
                 message: format!("more than {} host calls", guest.budget().host_calls),
+            },
+            Stop::HostCallBytes => Failure::Trap {
+                code: "hostcall_bytes",
+                message: format!("more than {} bytes in host calls", guest.budget().host_call_bytes),
             },
             // `outcome` has looked for the key; a stop without one would be ours.
             Stop::Stale => internal(error, guest),

@@ -59,7 +59,7 @@ pub(super) async fn handle(
         body: body.into(),
     }));
     match door.invoker.run(Work { scope, released, call, cause: Some(cause) }).await {
-        Ok(done) => render(done),
+        Ok(done) => render(done, parts.uri.path()),
         Err(failed) => problem(&failed.error, Some(failed.invocation)),
     }
 }

@@ -89,6 +89,11 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     );
     counter("invocation_replays", "Requests that got a stored answer", read(&counts.replays));
     counter("invocations_shed", "Invocations turned away for lack of a place", door.invoker.shed());
+    counter(
+        "memory_denied",
+        "Runs of guests that asked for more memory than they may have",
+        door.engine.memory_denied(),
+    );
     counter("host_panics", "Panics in this process: faults of the host", crate::kernel::panic::count());
     let counts = door.shard.counts();
     counter("commit_batches", "Database transactions of the committer", read(&counts.batches));
@@ -106,6 +111,8 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
         "Guests that wait for their turn to compute",
         gauge(door.engine.waiting() as i64),
     );
+    registry.register("guests_running", "Guests that run", gauge(door.engine.running() as i64));
+    registry.register("slots_free", "Guests that could start without waiting", gauge(door.engine.free_slots() as i64));
     registry.register("commits_waiting", "Transactions that wait for a batch", gauge(door.shard.waiting() as i64));
     let loss_ms = i64::try_from(crate::invocation::FLUSH.as_millis()).unwrap_or(0);
     registry.register(

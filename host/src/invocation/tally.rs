@@ -63,13 +63,9 @@ impl Tally {
     /// Count an invocation whose record is not in a commit.
     pub(super) fn add(&self, scope: &TenantScope, (record, compute): (Record, Compute), log: Vec<Line>) {
         let record = Arc::new(record);
+        self.count(scope, compute);
         let mut state = self.state();
         let tenant = scope.id();
-        state
-            .sums
-            .entry((tenant.clone(), compute.plugin.clone(), compute.hour_ms))
-            .and_modify(|(_, sum)| sum.merge(&compute))
-            .or_insert_with(|| (scope.clone(), compute));
         let failed = record.outcome != "ok";
         let second = record.started_at_ms / 1_000;
         let kept = state.sampled.entry((tenant.clone(), record.plugin.clone(), failed)).or_insert((second, 0));
@@ -82,6 +78,15 @@ impl Tally {
             records.1.push((record.clone(), log));
         }
         Self::keep(&mut state, tenant, record);
+    }
+
+    /// Count usage.
+    pub(super) fn count(&self, scope: &TenantScope, compute: Compute) {
+        self.state()
+            .sums
+            .entry((scope.id().clone(), compute.plugin.clone(), compute.hour_ms))
+            .and_modify(|(_, sum)| sum.merge(&compute))
+            .or_insert_with(|| (scope.clone(), compute));
     }
 
     /// Keep the record of an invocation that was counted in its commit.

@@ -10,7 +10,7 @@ pub fn watch() {
     std::panic::set_hook(Box::new(|panic| {
         COUNT.fetch_add(1, Ordering::Relaxed);
         let place = panic.location().map(ToString::to_string);
-        tracing::error!(place, message = panic.payload_as_str(), "a panic");
+        tracing::error!(place, said = panic.payload_as_str(), "a panic");
     }));
 }
 

@@ -65,6 +65,8 @@ pub struct Plan {
     pub fuel: u64,
     /// Host calls of one run.
     pub host_calls: u32,
+    /// Bytes that one run may hand over in its host calls, all together.
+    pub host_call_bytes: u64,
     /// Outgoing HTTP requests of one invocation.
     pub outgoing_calls: u32,
     /// Bytes of log that an invocation keeps.
@@ -91,6 +93,8 @@ impl Default for Plan {
             // Two seconds of a tight loop on a slow core burn about 2 * 10^9.
             fuel: 4_000_000_000,
             host_calls: 100_000,
+            // As much as its memory holds: more than an honest run stages, logs and sends.
+            host_call_bytes: 64 << 20,
             outgoing_calls: 50,
             log_bytes: 64 << 10,
             retention_ms: 7 * 86_400_000,

@@ -168,6 +168,7 @@ impl Bench {
                 secrets: Arc::new(services::secrets::Secrets::new(master.clone())),
                 egress: Arc::new(services::egress::Egress::new(&services::egress::Config::default()).unwrap()),
                 master,
+                breaks: Breaks::default(),
             }),
             plan,
             _folder: folder,
@@ -189,6 +190,7 @@ impl Bench {
             cause: "test".into(),
             seed: [7; 32],
             deadline: Instant::now() + budget.timeout,
+            abandoned: Box::new(|_| {}),
         };
         Guest::new(Arc::new(invocation), budget, self.services.clone(), self.shard.begin(&self.scope))
     }
