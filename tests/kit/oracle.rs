@@ -10,14 +10,14 @@ use reqwest::{Method, StatusCode};
 use tokio::task::JoinHandle;
 
 use crate::kit::process::{descriptors, resident_mib};
-use crate::kit::server::Server;
+use crate::kit::server::{IDLE_CONNECTIONS, Server};
 
 /// How much more memory than before a server may hold afterwards: what an allocator keeps of a burst.
 const MEMORY_MIB: f64 = 64.0;
 /// How long it may take to come back to that.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Descriptors more than before: connections that clients keep open.
-const DESCRIPTORS: usize = 64;
+/// Descriptors more than before: connections that the tests' client keeps open, and the database's.
+const DESCRIPTORS: usize = IDLE_CONNECTIONS + 32;
 /// Time between two calls of the bystander.
 const PAUSE: Duration = Duration::from_millis(10);
 

@@ -17,6 +17,9 @@ use crate::kit::postgres;
 /// The operator's key of every test server.
 pub const ADMIN: &str = "test-admin-key-0123456789-abcdefghijklmnop";
 
+/// Connections that the tests' client keeps open to a server.
+pub const IDLE_CONNECTIONS: usize = 128;
+
 /// The binary, which cargo has built for these tests.
 pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_chalet"))
@@ -81,7 +84,7 @@ impl Server {
     pub fn start_on(setup: Setup, data: std::sync::Arc<TempDir>) -> Self {
         // The client asks for it also where it never speaks TLS; a second installation changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().pool_max_idle_per_host(128).build().expect("a client");
+        let http = reqwest::Client::builder().pool_max_idle_per_host(IDLE_CONNECTIONS).build().expect("a client");
         let (process, url) = spawn(&setup, data.path());
         Self { url, http, data, setup, process: Mutex::new(process) }
     }
