@@ -23,6 +23,7 @@ mod limits;
 mod log;
 mod meters;
 mod misbehave;
+mod markers;
 mod plugins;
 mod postgres;
 mod secrets;
