@@ -17,6 +17,7 @@ mod durability;
 mod flags;
 mod history;
 mod http;
+mod hostile;
 mod idempotency;
 mod kv;
 mod limits;
