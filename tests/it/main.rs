@@ -9,6 +9,7 @@
 mod kit;
 
 mod authorization;
+mod cancelled;
 mod cli;
 mod context;
 mod crash;
@@ -16,15 +17,15 @@ mod demo;
 mod durability;
 mod flags;
 mod history;
-mod http;
 mod hostile;
+mod http;
 mod idempotency;
 mod kv;
 mod limits;
 mod log;
+mod markers;
 mod meters;
 mod misbehave;
-mod markers;
 mod plugins;
 mod postgres;
 mod secrets;
