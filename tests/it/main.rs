@@ -9,6 +9,7 @@
 mod kit;
 
 mod authorization;
+mod cancelled;
 mod cli;
 mod context;
 mod crash;
@@ -17,11 +18,13 @@ mod durability;
 mod fairness;
 mod flags;
 mod history;
+mod hostile;
 mod http;
 mod idempotency;
 mod kv;
 mod limits;
 mod log;
+mod markers;
 mod meters;
 mod misbehave;
 mod plugins;

@@ -8,5 +8,8 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod server;
+pub mod soak;
 pub mod stock;
 pub mod store;
+pub mod wat;
+pub mod wire;

@@ -28,6 +28,7 @@ pub struct Watch {
     descriptors: usize,
     stop: Arc<AtomicBool>,
     canary: JoinHandle<Vec<Duration>>,
+    panics: f64,
 }
 
 impl Watch {
@@ -52,7 +53,14 @@ impl Watch {
             took
         });
         let pid = server.pid();
-        Self { pid, resident_mib: resident_mib(pid), descriptors: descriptors(pid), stop, canary }
+        Self { pid, resident_mib: resident_mib(pid), descriptors: descriptors(pid), stop, canary, panics: 0.0 }
+    }
+
+    /// The test makes the host panic so many times.
+    #[must_use]
+    pub fn expect_panics(mut self, panics: u32) -> Self {
+        self.panics = panics.into();
+        self
     }
 
     /// End, and judge. How long the canary's calls took, in order of length.
@@ -62,7 +70,7 @@ impl Watch {
         took.sort_unstable();
         assert!(!took.is_empty(), "the canary never called");
         assert_eq!(server.pid(), self.pid, "the server is another process");
-        assert_eq!(server.metric("chalet_host_panics_total").await, 0.0, "the host panicked");
+        assert_eq!(server.metric("chalet_host_panics_total").await, self.panics, "the host panicked");
         assert_eq!(server.answered(500).await, 0.0, "requests were answered with 500");
         let until = Instant::now() + PATIENCE;
         loop {

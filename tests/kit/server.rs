@@ -30,6 +30,8 @@ pub fn binary() -> &'static Path {
 pub struct Setup {
     /// Variables of its environment, beside the ones that every test server has.
     pub variables: Vec<(String, String)>,
+    /// Whether its log is kept for [`Server::log`], and not shown.
+    pub keep_log: bool,
 }
 
 impl Setup {
@@ -130,6 +132,11 @@ impl Server {
         kill_process(Pid::from_child(&process), signal).expect("the server lives");
     }
 
+    /// What it has logged, if its setup keeps that.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.data.path().join(LOG)).expect("its setup keeps the log")
+    }
+
     /// A request with the operator's key.
     pub fn admin(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.url)).bearer_auth(ADMIN)
@@ -190,6 +197,9 @@ impl Drop for Server {
     }
 }
 
+/// The file in the data folder that the log is kept in.
+const LOG: &str = "server.log";
+
 fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
     let mut command = Command::new(binary());
     command
@@ -201,6 +211,9 @@ fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
         .current_dir(data)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
+    if setup.keep_log {
+        command.stderr(std::fs::File::create(data.join(LOG)).expect("the data folder can be written"));
+    }
     let mut process = command.spawn().expect("the server starts");
     let mut line = String::new();
     let stdout = process.stdout.take().expect("stdout is piped");

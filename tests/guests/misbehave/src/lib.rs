@@ -1,4 +1,4 @@
-//! Does what a hostile plugin would do, as the path says: `GET /{what}` with one of the names in [`misbehave`].
+//! Does what a hostile plugin would do, as the path says: `/{what}` with one of the names in [`misbehave`].
 //!
 //! Before each it writes `misbehave/trace`, which must never be committed by one that fails.
 
@@ -85,6 +85,15 @@ pub fn misbehave(what: &str) -> Result<Response> {
             }
             Ok(Response::text("written"))
         }
+        // As much as may be staged, and no more: how many of these rows.
+        "all-rows" => stage(1),
+        "all-bytes" => stage(250 << 10),
+        "large-values" => {
+            for n in 0..100_u32 {
+                kv::put_bytes("misbehave", &n.to_string(), &vec![0; 250 << 10])?;
+            }
+            Ok(Response::text("written"))
+        }
         "huge-value" => kv::put_bytes("misbehave", "huge", &vec![0; 16 << 20]).map(|()| Response::text("written")),
         "huge-reason" => Err(reject("x".repeat(16 << 20))),
         "strings" => strings(),
@@ -104,6 +113,14 @@ fn recurse(depth: u64) -> u64 {
     DEEPEST.set(depth);
     let frame = black_box([depth; 64]);
     black_box(recurse(depth + 1)) + frame[0]
+}
+
+/// Stage rows with values of so many bytes until one is refused, and take that for an answer.
+fn stage(bytes: usize) -> Result<Response> {
+    kv::delete("misbehave", "trace")?;
+    let value = vec![0; bytes];
+    let staged = (0..2_000_u32).take_while(|n| kv::put_bytes("misbehave", &n.to_string(), &value).is_ok());
+    Ok(Response::text(staged.count().to_string()))
 }
 
 fn trap() -> ! {
