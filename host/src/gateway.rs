@@ -1,6 +1,7 @@
 //! The public door: what every request passes, in this order, and who answers it.
 
 pub mod credential;
+pub(crate) mod extract;
 mod health;
 mod hooks;
 pub mod metrics;

@@ -14,6 +14,7 @@ mod context;
 mod crash;
 mod demo;
 mod durability;
+mod edge;
 mod flags;
 mod history;
 mod http;

@@ -1,11 +1,12 @@
 //! `POST /hooks/{tenant}/{source}`: a provider's webhook, verified before anything else is done for it.
 
 use axum::body::Bytes;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
 use crate::gateway::Door;
+use crate::gateway::extract::Path;
 use crate::gateway::plugin::{read_body, render};
 use crate::gateway::respond::problem;
 use crate::invocation::Work;
