@@ -35,4 +35,4 @@ fmt:
 	cd tests/guests && cargo fmt --all
 
 prepare:
-	@tests/prepare.sh
+	@tests/prepare.sh nginx haproxy

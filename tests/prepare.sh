@@ -5,6 +5,8 @@
 # As root, or with CI=true, missing packages are installed; otherwise they are named.
 set -eu
 
+# Where Debian has what only root starts, and not everybody looks.
+PATH=$PATH:/usr/sbin
 missing=
 for program in "$@"; do
     command -v "$program" >/dev/null || missing="$missing $program"

@@ -7,6 +7,7 @@ pub mod oracle;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod raw;
 pub mod server;
 pub mod stock;
 pub mod store;

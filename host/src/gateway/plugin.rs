@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::gateway::Door;
 use crate::gateway::respond::problem;
+use crate::gateway::serve::TooSlow;
 use crate::invocation::{Done, Work};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::header::is_hop_by_hop;
@@ -155,10 +156,11 @@ fn cause(
 pub(crate) async fn read_body(body: Body, limit: u64) -> Result<Bytes> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     axum::body::to_bytes(body, limit).await.map_err(|error| {
-        let too_large =
-            std::error::Error::source(&error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
-        if too_large {
+        let causes = || std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        if causes().any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
             Error::new(Kind::Invalid, "too_large", format!("the body has more than {limit} bytes"))
+        } else if causes().any(|cause| cause.is::<TooSlow>()) {
+            Error::new(Kind::Invalid, "body_too_slow", "the body did not arrive in time; send it at once")
         } else {
             Error::invalid("the body could not be read to its end")
         }
