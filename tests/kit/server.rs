@@ -17,6 +17,9 @@ use crate::kit::postgres;
 /// The operator's key of every test server.
 pub const ADMIN: &str = "test-admin-key-0123456789-abcdefghijklmnop";
 
+/// The file in the data folder that a log is kept in.
+const LOG: &str = "log.jsonl";
+
 /// The binary, which cargo has built for these tests.
 pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_chalet"))
@@ -27,6 +30,7 @@ pub fn binary() -> &'static Path {
 pub struct Setup {
     /// Variables of its environment, beside the ones that every test server has.
     pub variables: Vec<(String, String)>,
+    logged: bool,
 }
 
 impl Setup {
@@ -43,6 +47,13 @@ impl Setup {
     /// This database, as the application's role. Nodes on one database share its master key.
     pub fn on(database: &postgres::Database) -> Self {
         Self::default().with("CHALET_DATABASE_URL", &database.url).with("CHALET_MASTER_KEY", &"5e".repeat(32))
+    }
+
+    /// Keep its log for [`Server::log`] instead of showing it.
+    #[must_use]
+    pub fn logged(mut self) -> Self {
+        self.logged = true;
+        self
     }
 
     /// One more variable.
@@ -127,6 +138,11 @@ impl Server {
         kill_process(Pid::from_child(&process), signal).expect("the server lives");
     }
 
+    /// What it has logged, if it was started [`Setup::logged`].
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.data.path().join(LOG)).expect("the server was told to keep its log")
+    }
+
     /// A request with the operator's key.
     pub fn admin(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.url)).bearer_auth(ADMIN)
@@ -198,6 +214,10 @@ fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
         .current_dir(data)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
+    if setup.logged {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(data.join(LOG)).expect("a file");
+        command.stderr(log);
+    }
     let mut process = command.spawn().expect("the server starts");
     let mut line = String::new();
     let stdout = process.stdout.take().expect("stdout is piped");

@@ -100,6 +100,8 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     counter("commit_conflicts", "Transactions whose reads no longer held", read(&counts.conflicts));
     counter("reads", "Statements that read rows", read(&counts.reads));
     counter("reads_cached", "Reads that the cache answered", read(&counts.cached_reads));
+    let rejected = read(&door.credentials.rejected);
+    counter("auth_checksum_reject", "Credentials that were never a key, refused without a look-up", rejected);
     let counts = &door.metrics.connections;
     counter("connections_refused", "Connections closed because their address had its share", read(&counts.refused));
     counter("connections_expired", "Connections closed for being idle or slow", read(&counts.expired));

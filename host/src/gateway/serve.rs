@@ -275,7 +275,7 @@ impl Places {
 }
 
 /// Whom an address stands for, where shares are given by address: whoever has one address of a /64 has all of them.
-fn owner(address: IpAddr) -> IpAddr {
+pub(super) fn owner(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address => address,
