@@ -86,6 +86,8 @@ pub struct Work {
     pub call: Call,
     /// What a repetition of this request would have in common with it.
     pub cause: Option<Cause>,
+    /// How many invocations called each other until this one.
+    pub depth: u8,
 }
 
 /// What came of it.
@@ -174,6 +176,7 @@ impl Invoker {
             cause: work.cause.as_ref().map_or_else(|| started.record.id.clone(), |cause| hex::encode(cause.digest())),
             seed: rand::random(),
             deadline,
+            depth: work.depth,
         });
         let effects = inner.shard.begin_at(&work.scope, started.now_ms);
         let mut guest = Guest::new(invocation, budget, inner.services.clone(), effects);

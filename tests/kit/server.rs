@@ -1,6 +1,7 @@
 //! Servers as their users have them: the `chalet` binary in a process of its own, reached over HTTP.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -31,6 +32,7 @@ pub struct Setup {
     /// Variables of its environment, beside the ones that every test server has.
     pub variables: Vec<(String, String)>,
     logged: bool,
+    listen: Option<SocketAddr>,
 }
 
 impl Setup {
@@ -47,6 +49,13 @@ impl Setup {
     /// This database, as the application's role. Nodes on one database share its master key.
     pub fn on(database: &postgres::Database) -> Self {
         Self::default().with("CHALET_DATABASE_URL", &database.url).with("CHALET_MASTER_KEY", &"5e".repeat(32))
+    }
+
+    /// Listen at this address, where a server has to be told its own.
+    #[must_use]
+    pub fn at(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
     }
 
     /// Keep its log for [`Server::log`] instead of showing it.
@@ -206,7 +215,7 @@ impl Drop for Server {
 fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
     let mut command = Command::new(binary());
     command
-        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+        .args(["serve", "--listen", &setup.listen.unwrap_or(([127, 0, 0, 1], 0).into()).to_string(), "--data"])
         .arg(data)
         .env("CHALET_ADMIN_KEY", ADMIN)
         .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()))

@@ -68,6 +68,8 @@ pub struct Invocation {
     pub seed: [u8; 32],
     /// When it has to be over, all runs counted.
     pub deadline: Instant,
+    /// How many invocations called each other until this one.
+    pub depth: u8,
 }
 
 /// What one run may use.

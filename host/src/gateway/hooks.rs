@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::gateway::Door;
 use crate::gateway::extract::Path;
-use crate::gateway::plugin::{read_body, render};
+use crate::gateway::plugin::{depth, read_body, render};
 use crate::gateway::respond::problem;
 use crate::invocation::Work;
 use crate::kernel::error::{Error, Kind, Result};
@@ -41,9 +41,10 @@ pub(super) async fn handle(
         let verified = verified(&door, &scope, &definition, &parts.headers, &body).await?;
         let admission = door.limits.admit(&door.shard, &scope, &released.version.plugin, None).await?;
         admission.error().map_or(Ok(()), Err)?;
-        Ok::<_, Error>((scope, released, body, verified))
+        let depth = depth(&parts.headers)?;
+        Ok::<_, Error>((scope, released, body, verified, depth))
     };
-    let (scope, released, body, verified) = match prepared.await {
+    let (scope, released, body, verified, depth) = match prepared.await {
         Ok(prepared) => prepared,
         Err(error) => return error.into_response(),
     };
@@ -58,7 +59,7 @@ pub(super) async fn handle(
         headers: delivered(&parts.headers),
         body,
     });
-    match door.invoker.run(Work { scope, released, call, cause: Some(cause) }).await {
+    match door.invoker.run(Work { scope, released, call, cause: Some(cause), depth }).await {
         Ok(done) => render(done),
         Err(failed) => problem(&failed.error, Some(failed.invocation)),
     }

@@ -12,6 +12,7 @@ use crate::gateway::Door;
 use crate::gateway::respond::problem;
 use crate::gateway::serve::TooSlow;
 use crate::invocation::{Done, Work};
+use crate::kernel;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::header::is_hop_by_hop;
 use crate::kernel::tenant::TenantScope;
@@ -21,6 +22,9 @@ use crate::services::limits::{self, Admission};
 use crate::services::plugins::Released;
 use crate::services::plugins::manifest::Auth;
 use crate::triggers::{Call, http};
+
+/// Invocations that may call each other through the public door. Real chains have two or three.
+const DEPTH: u8 = 8;
 
 fn no_route() -> Error {
     Error::not_found("no such tenant, plugin or route")
@@ -68,6 +72,7 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     let body = read_body(body, scope.plan().request_body_bytes).await.map_err(refuse)?;
     let cause = cause(&caller, &parts.headers, parts.method.as_str(), &parts.uri, plugin, &matched.route, &body)
         .map_err(refuse)?;
+    let depth = depth(&parts.headers).map_err(refuse)?;
     let call = Call::Http(http::Request {
         method: parts.method.as_str().to_owned(),
         path,
@@ -77,7 +82,7 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
         route: matched.route,
         params: matched.params,
     });
-    let done = door.invoker.run(Work { scope, released, call, cause }).await;
+    let done = door.invoker.run(Work { scope, released, call, cause, depth }).await;
     let response = match done {
         Ok(done) => render(done),
         Err(failed) => problem(&failed.error, Some(failed.invocation)),
@@ -150,6 +155,20 @@ fn cause(
     let fingerprint = idempotency::fingerprint(&[method.as_bytes(), target.as_bytes(), content_type, body]);
     let route = format!("plugin {plugin} {route}");
     Ok(Some(Cause::new(&caller.name(headers), &route, &key, fingerprint, idempotency::API_MS)))
+}
+
+/// How many invocations called each other until this request, as the outgoing requests of this host say.
+pub(super) fn depth(headers: &HeaderMap) -> Result<u8> {
+    let said = headers.get(kernel::header::DEPTH);
+    let depth = said.map_or(Some(0), |value| value.to_str().ok()?.parse().ok()).unwrap_or(u8::MAX);
+    if depth > DEPTH {
+        return Err(Error::new(
+            Kind::Failed,
+            "loop_detected",
+            format!("more than {DEPTH} plugins called each other; let one of them answer by itself"),
+        ));
+    }
+    Ok(depth)
 }
 
 /// A body of at most `limit` bytes; what is longer is refused without being read to its end.

@@ -189,6 +189,7 @@ impl Bench {
             cause: "test".into(),
             seed: [7; 32],
             deadline: Instant::now() + budget.timeout,
+            depth: 0,
         };
         Guest::new(Arc::new(invocation), budget, self.services.clone(), self.shard.begin(&self.scope))
     }
