@@ -19,6 +19,7 @@ mod flags;
 mod history;
 mod http;
 mod idempotency;
+mod isolation;
 mod keys;
 mod kv;
 mod limits;
