@@ -170,6 +170,15 @@ impl Effects {
         Ok(self.get_many(std::slice::from_ref(key)).await?.pop().flatten())
     }
 
+    /// The row of a key that is a setting, own writes included: as it is, or where others write too as it was at most a
+    /// second ago. It is no part of the snapshot, so that whoever changes it conflicts with nobody.
+    pub async fn setting(&self, key: &Key) -> Result<Option<Row>> {
+        match self.writes.get(key) {
+            None => Ok(self.shard.setting(&self.scope, key).await?.filter(|row| row.live(self.now_ms))),
+            Some(_) => self.overlaid(key),
+        }
+    }
+
     /// The rows of several keys, in one round trip.
     pub async fn get_many(&mut self, keys: &[Key]) -> Result<Vec<Option<Row>>> {
         self.alive()?;

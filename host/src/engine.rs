@@ -16,6 +16,8 @@ pub mod inspect;
 mod limits;
 mod program;
 mod run;
+mod slots;
+mod turns;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,7 +25,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
 use wasmtime::component::Linker;
 
 #[cfg(test)]
@@ -42,6 +43,9 @@ use crate::kernel::tenant::TenantScope;
 const FAILURES: u64 = 10_000;
 /// How long: a newer host on the same node may do better.
 const FAILURE_TIME: Duration = Duration::from_secs(3_600);
+
+/// How much later than the threads that answer requests those of long guests get the processor.
+const GUEST_NICE: i32 = 5;
 
 /// An interface that guests may import.
 #[derive(Clone, Copy)]
@@ -65,7 +69,8 @@ struct Inner {
     programs: moka::sync::Cache<Digest, Arc<Program>>,
     failures: moka::sync::Cache<Digest, Arc<Failed>>,
     loading: compile::Keyed<Digest>,
-    slots: Semaphore,
+    slots: slots::Slots,
+    turns: Arc<turns::Turns>,
     /// Taken when the engine goes.
     runtime: Option<Runtime>,
 }
@@ -98,6 +103,11 @@ impl Engine {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.threads.max(1))
             .thread_name("guest")
+            // Whoever answers requests comes before a guest that computes for long.
+            .on_thread_start(|| {
+                // Where the system does not let us, they compete as equals.
+                let _ = rustix::process::nice(GUEST_NICE);
+            })
             .event_interval(1)
             .global_queue_interval(1)
             .enable_all()
@@ -112,7 +122,8 @@ impl Engine {
             programs: moka::sync::Cache::new(config.programs),
             failures: moka::sync::Cache::builder().max_capacity(FAILURES).time_to_live(FAILURE_TIME).build(),
             loading: compile::Keyed::default(),
-            slots: Semaphore::new(config.slots as usize),
+            slots: slots::Slots::new(config.slots as usize),
+            turns: turns::Turns::new(config.threads),
             runtime: Some(runtime),
         })))
     }
@@ -212,9 +223,19 @@ impl Engine {
         self.0.programs.entry_count()
     }
 
+    /// Guests that wait for their turn to compute.
+    pub fn waiting(&self) -> usize {
+        self.0.turns.waiting()
+    }
+
+    /// Guests that can run at the same time.
+    pub fn slots(&self) -> usize {
+        self.0.slots.all()
+    }
+
     /// Guests that could start now without waiting.
     pub fn free_slots(&self) -> usize {
-        self.0.slots.available_permits()
+        self.0.slots.free()
     }
 }
 

@@ -5,24 +5,23 @@
 //! remains but the record and the compute it burned. A cause that has an answer gets that answer and
 //! runs nothing. The deadline bounds all runs together.
 
+mod admission;
 mod lanes;
 mod tally;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-use tokio::sync::Semaphore;
 
 pub use self::tally::{FLUSH, Tally};
 use crate::effects::{Compute, Effects, Key, Shard, Verdict};
 use crate::engine::guest::{Budget, Guest, Invocation, Level, Log, Services};
 use crate::engine::{Digest, Engine, Program};
-use crate::kernel::clock::rfc3339;
 use crate::kernel::db::Db;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::id;
-use crate::kernel::tenant::{TenantId, TenantScope};
+use crate::kernel::tenant::TenantScope;
 use crate::services::idempotency::{Answer as StoredAnswer, Cause, Idempotency};
 use crate::services::invocations::{self, Line, Record};
 use crate::services::plugins::{Released, components};
@@ -32,12 +31,8 @@ use crate::triggers::{self, Answer, Call, Ended, Failure};
 const LANE_RUNS: u32 = 8;
 /// Runs with the tenant's other commits held back, on this node and, for a second each, on the others.
 const GATE_RUNS: u32 = 64;
-/// Invocations that wait for their tenant's turn: a second of work at the free plan's rate.
-const WAITING: usize = 256;
 /// How much longer than its deadline an invocation may hold its idempotency key.
 const LEASE: Duration = Duration::from_secs(5);
-/// How long an invocation waits for its turn; its deadline runs meanwhile.
-const TURN: Duration = Duration::from_secs(1);
 
 /// Everything that an invocation needs, shared by all.
 #[derive(Clone)]
@@ -51,14 +46,8 @@ struct Inner {
     idempotency: Idempotency,
     tally: Tally,
     lanes: lanes::Lanes,
-    turns: moka::sync::Cache<TenantId, Arc<Turn>>,
+    admission: admission::Admission,
     counts: Counts,
-}
-
-/// A tenant's places on this node.
-struct Turn {
-    running: Semaphore,
-    waiting: Semaphore,
 }
 
 /// What was run since the process started.
@@ -72,8 +61,6 @@ pub struct Counts {
     pub reruns: AtomicU64,
     /// Requests that got a stored answer.
     pub replays: AtomicU64,
-    /// Invocations that were turned away for lack of a place.
-    pub shed: AtomicU64,
 }
 
 /// What is to be run.
@@ -114,13 +101,13 @@ impl Invoker {
     pub fn new(engine: Engine, db: Db, shard: Shard, services: Arc<Services>, idempotency: Idempotency) -> Self {
         Self(Arc::new(Inner {
             tally: Tally::new(shard.clone()),
-            engine,
             db,
             shard,
             services,
             idempotency,
             lanes: lanes::Lanes::default(),
-            turns: moka::sync::Cache::builder().max_capacity(100_000).time_to_idle(Duration::from_secs(600)).build(),
+            admission: admission::Admission::new(engine.slots()),
+            engine,
             counts: Counts::default(),
         }))
     }
@@ -133,6 +120,11 @@ impl Invoker {
     /// What was run since the process started.
     pub fn counts(&self) -> &Counts {
         &self.0.counts
+    }
+
+    /// Invocations that were turned away for lack of a place.
+    pub fn shed(&self) -> u64 {
+        self.0.admission.shed()
     }
 
     /// Run one invocation to its end. Dropping the future cancels it up to the point where its effects are
@@ -161,13 +153,13 @@ impl Invoker {
     async fn run_started(&self, work: Work, mut started: Started) -> Result<Done> {
         let inner = &*self.0;
         let budget = Budget::of(work.scope.plan(), &work.released.manifest.limits);
-        let deadline = started.at + budget.timeout;
-        let turn = self.turn(&work.scope);
-        let _place = self.admit(&turn, deadline).await.inspect_err(|_| started.forget())?;
+        let _place = inner.admission.admit(&work.scope).await.inspect_err(|_| started.forget())?;
         let program = match self.program(&work).await {
             Ok(program) => program,
             Err(error) => return Err(started.fail(self, &work, error, Vec::new())),
         };
+        // That this node had to compile the program first is not the guest's time.
+        let deadline = Instant::now() + budget.timeout;
         let fuel = budget.fuel;
         let invocation = Arc::new(Invocation {
             id: started.record.id.clone(),
@@ -271,7 +263,7 @@ impl Invoker {
             return Concluded::Done(Ok(given));
         }
         started.record.outcome = "ok".into();
-        started.record.code = status.to_string();
+        started.record.code = code_of(status);
         let settling = Settling { given, log, gate_held, fuel };
         self.settle(work, started, guest, settling).await
     }
@@ -310,7 +302,7 @@ impl Invoker {
         let Settling { given, log, gate_held, fuel } = settling;
         started.finish(given.answer.body.len() as u64);
         if guest.effects.is_empty() && work.cause.is_none() {
-            inner.tally.add(&work.scope, started.close(), &log);
+            inner.tally.add(&work.scope, started.close(), log);
             inner.counts.invocations.fetch_add(1, Ordering::Relaxed);
             return Concluded::Done(Ok(given));
         }
@@ -342,37 +334,6 @@ impl Invoker {
             Done { invocation: answer.invocation.clone(), replayed: true, answer }
         }))
     }
-
-    fn turn(&self, scope: &TenantScope) -> Arc<Turn> {
-        self.0.turns.get_with(scope.id().clone(), || {
-            let places = scope.plan().concurrency.max(1) as usize;
-            Arc::new(Turn { running: Semaphore::new(places), waiting: Semaphore::new(places + WAITING) })
-        })
-    }
-
-    /// A place among the tenant's running invocations; fair, bounded in number and in time.
-    async fn admit<'t>(&self, turn: &'t Turn, deadline: Instant) -> Result<Place<'t>> {
-        let full = || {
-            self.0.counts.shed.fetch_add(1, Ordering::Relaxed);
-            Error::new(
-                Kind::Limited,
-                "concurrency_exceeded",
-                "too many invocations of this tenant are running; try again",
-            )
-            .retry_after(Duration::from_secs(1))
-        };
-        let waiting = turn.waiting.try_acquire().map_err(|_| full())?;
-        let patience = deadline.saturating_duration_since(Instant::now()).min(TURN);
-        match tokio::time::timeout(patience, turn.running.acquire()).await {
-            Ok(Ok(running)) => Ok(Place { _running: running, _waiting: waiting }),
-            _ => Err(full()),
-        }
-    }
-}
-
-struct Place<'t> {
-    _running: tokio::sync::SemaphorePermit<'t>,
-    _waiting: tokio::sync::SemaphorePermit<'t>,
 }
 
 /// What a run that answered ok still needs.
@@ -435,6 +396,16 @@ fn stage_end(
     invocations::key(&started.record.id)
 }
 
+/// A success's code: its status.
+fn code_of(status: u16) -> Cow<'static, str> {
+    match status {
+        200 => "200".into(),
+        201 => "201".into(),
+        204 => "204".into(),
+        other => other.to_string().into(),
+    }
+}
+
 fn given(invocation: &str, answer: Answer) -> (u16, Done) {
     let response = match answer {
         Answer::Http(response) => response,
@@ -467,6 +438,7 @@ fn failure_error(failure: Failure) -> Error {
         ),
         Failure::Overloaded => {
             Error::unavailable("overloaded", "the server has no place for the plugin now; try again")
+                .retry_after(Duration::from_secs(1))
         }
         Failure::InvalidResponse(reason) => Error::new(Kind::Failed, "invalid_response", reason),
     }
@@ -492,8 +464,8 @@ impl Started {
         };
         let record = Record {
             id: id::at(now_ms),
-            plugin: work.released.version.plugin.clone(),
-            version: work.released.version.version.clone(),
+            plugin: work.released.plugin.clone(),
+            version: work.released.number.clone(),
             trigger: trigger.into(),
             outcome: "cancelled".into(),
             code: "cancelled".into(),
@@ -502,7 +474,6 @@ impl Started {
             host_calls: 0,
             reruns: 0,
             error: None,
-            started_at: rfc3339(now_ms),
             started_at_ms: now_ms,
         };
         let open = Some((invoker.0.tally.clone(), work.scope.clone()));
@@ -551,7 +522,7 @@ impl Started {
         if error.kind() == Kind::Internal {
             tracing::error!(invocation = %self.record.id, ?error, "an invocation failed through a fault of the host");
         }
-        invoker.0.tally.add(&work.scope, self.close(), &log);
+        invoker.0.tally.add(&work.scope, self.close(), log);
         invoker.0.counts.invocations.fetch_add(1, Ordering::Relaxed);
         invoker.0.counts.failures.fetch_add(1, Ordering::Relaxed);
         error
@@ -562,7 +533,7 @@ impl Drop for Started {
     fn drop(&mut self) {
         if let Some((tally, scope)) = self.open.take() {
             self.finish(0);
-            tally.add(&scope, (self.record.clone(), self.compute()), &[]);
+            tally.add(&scope, (self.record.clone(), self.compute()), Vec::new());
         }
     }
 }

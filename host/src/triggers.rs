@@ -20,13 +20,13 @@ use crate::kernel::error::Result;
 /// Bytes of a guest's reason that are kept; a caller reads a sentence, not more.
 const REASON_BYTES: usize = 1 << 10;
 
-/// A call of one of a plugin's triggers.
+/// A call of one of a plugin's triggers. Its input is shared by all runs of an invocation.
 #[derive(Clone, Debug)]
 pub enum Call {
     /// An HTTP request.
-    Http(http::Request),
+    Http(Arc<http::Request>),
     /// A webhook whose signature was verified.
-    Webhook(webhook::Delivery),
+    Webhook(Arc<webhook::Delivery>),
 }
 
 /// What a trigger answered.
@@ -55,7 +55,9 @@ pub async fn run(engine: &Engine, program: Arc<Program>, guest: Guest, call: Cal
     Ok(match call {
         Call::Http(request) => {
             let run = engine
-                .run(program, guest, |program, store, instance| Box::pin(http::call(program, store, instance, request)))
+                .run(program, guest, |program, store, instance| {
+                    Box::pin(async move { http::call(program, store, instance, &request).await })
+                })
                 .await?;
             let outcome = answered(run.outcome).and_then(|response| http::check(response, body_bytes));
             Ended { outcome: outcome.map(Answer::Http), guest: run.guest, spent: run.spent }
@@ -63,7 +65,7 @@ pub async fn run(engine: &Engine, program: Arc<Program>, guest: Guest, call: Cal
         Call::Webhook(delivery) => {
             let run = engine
                 .run(program, guest, |program, store, instance| {
-                    Box::pin(webhook::call(program, store, instance, delivery))
+                    Box::pin(async move { webhook::call(program, store, instance, &delivery).await })
                 })
                 .await?;
             let outcome = answered(run.outcome)

@@ -29,7 +29,7 @@ fn trace(pids: &[u32], log: &Path) -> Child {
         status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
     };
     while !pids.iter().all(traced) {
-        assert!(started.elapsed() < Duration::from_secs(10), "strace did not attach");
+        assert!(started.elapsed() < Duration::from_secs(60), "strace did not attach");
         std::thread::yield_now();
     }
     child

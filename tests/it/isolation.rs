@@ -24,7 +24,7 @@ on_both_engines! {
 
 /// Requests of all tenants together; a soak has many times more.
 fn requests() -> usize {
-    std::env::var("CHALET_TEST_SOAK").map_or(3_000, |_| 100_000)
+    std::env::var("CHALET_SOAK").map_or(3_000, |_| 100_000)
 }
 
 async fn no_tenant_sees_anothers_marker_whatever_breaks_off_in_between(engine: Engine) {

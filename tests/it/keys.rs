@@ -184,7 +184,7 @@ async fn a_key_counts_in_its_header_alone_and_is_never_written_down() {
             assert!(!text.contains(needle), "{name} has {needle}: {text}");
         }
         let keys = text.match_indices("chalet_").filter(|(at, _)| {
-            let rest = text[at + 7..].as_bytes();
+            let rest = &text.as_bytes()[at + 7..];
             rest.len() > 45 && rest[12] == b'_' && rest[..12].iter().chain(&rest[13..45]).all(u8::is_ascii_alphanumeric)
         });
         assert_eq!(keys.count(), 0, "{name} has a key: {text}");

@@ -922,7 +922,7 @@ async fn usage_is_counted_with_the_commit(engine: Engine) {
     let used = shard.store().usage(&scope, Compute::HOUR_MS, 3 * Compute::HOUR_MS).await.expect("usage");
     let seen: Vec<(&str, i64, u64, u64, u64)> = used
         .iter()
-        .map(|sum| (sum.plugin.as_str(), sum.hour_ms / Compute::HOUR_MS, sum.invocations, sum.fuel, sum.bytes_out))
+        .map(|sum| (&*sum.plugin, sum.hour_ms / Compute::HOUR_MS, sum.invocations, sum.fuel, sum.bytes_out))
         .collect();
     let most = i64::MAX as u64;
     assert_eq!(seen, [("p", 1, 2, 11, 40), ("q", 1, 1, 7, 20), ("p", 2, 3, most, 60)]);

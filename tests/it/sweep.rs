@@ -131,7 +131,6 @@ async fn a_tenant_keeps_its_latest_records(engine: Engine) {
                 host_calls: 0,
                 reruns: 0,
                 error: None,
-                started_at: String::new(),
                 started_at_ms: 0,
             };
             let line = Line { level: "info".into(), message: "hello".into() };

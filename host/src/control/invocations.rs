@@ -134,7 +134,7 @@ impl Tail {
         let seen = std::mem::replace(&mut self.seen, seen);
         let new = records.into_iter().filter(|record| !seen.contains(&record.id));
         for record in new.collect::<Vec<_>>().into_iter().rev() {
-            if self.filter.plugin.as_ref().is_some_and(|plugin| *plugin != record.plugin) {
+            if self.filter.plugin.as_ref().is_some_and(|plugin| **plugin != *record.plugin) {
                 continue;
             }
             let log = invocations::log(&mut effects, &record.id).await?;

@@ -4,9 +4,13 @@
 //! together; a reader that sees a later state drops the entries of the older one, so that nobody who begins
 //! after it can be shown them. A filler takes its handle before it reads, so that a fill that comes late
 //! lands in a handle nobody uses any more. Absent rows are entries too.
+//!
+//! Where other processes write as well, settings stand beside these: rows as they were a moment ago. Other nodes'
+//! commits do not drop them, and own commits replace them at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::effects::row::{Key, Row, Value};
 use crate::effects::set::{Op, Tag, Write};
@@ -18,6 +22,8 @@ const TENANTS: u64 = 4_096;
 const TENANT_BYTES: usize = 256 << 10;
 /// Bytes of a value that is worth keeping; a larger one would push out too many others.
 const VALUE_BYTES: usize = 16 << 10;
+/// How long a setting is taken for current that another node may have changed.
+const RECENT: Duration = Duration::from_secs(1);
 /// Bytes counted for an entry beside its key and value: two maps' worth of pointers and lengths.
 const ENTRY_BYTES: usize = 128;
 
@@ -36,6 +42,46 @@ struct Entries {
     tag: Option<Tag>,
     rows: HashMap<Key, Option<Row>>,
     bytes: usize,
+    settings: Settings,
+}
+
+/// Rows, and when each was seen.
+#[derive(Default)]
+struct Settings {
+    rows: HashMap<Key, (Option<Row>, Instant)>,
+    bytes: usize,
+}
+
+impl Settings {
+    fn insert(&mut self, key: Key, row: Option<Row>) {
+        let added = weight(&key, row.as_ref());
+        if self.bytes + added > TENANT_BYTES {
+            *self = Self::default();
+        }
+        if let Some((old, _)) = self.rows.insert(key.clone(), (row, Instant::now())) {
+            self.bytes -= weight(&key, old.as_ref());
+        }
+        self.bytes += added;
+    }
+
+    /// A commit of this node wrote the row.
+    fn written(&mut self, write: &Write, version: u64) {
+        if !self.rows.contains_key(&write.key) {
+            return;
+        }
+        match &write.op {
+            Op::Put { value, expires_at_ms } => {
+                let row = Row { value: value.clone(), version, expires_at_ms: *expires_at_ms };
+                self.insert(write.key.clone(), Some(row));
+            }
+            Op::Delete => self.insert(write.key.clone(), None),
+            Op::Add(_) | Op::Sweep { .. } => {
+                if let Some((old, _)) = self.rows.remove(&write.key) {
+                    self.bytes -= weight(&write.key, old.as_ref());
+                }
+            }
+        }
+    }
 }
 
 impl Entries {
@@ -108,10 +154,11 @@ impl Cache {
         tenant: &TenantId,
         before: Tag,
         after: Tag,
-        writes: impl Iterator<Item = (&'a Write, u64)>,
+        writes: impl Iterator<Item = (&'a Write, u64)> + Clone,
     ) {
         let Some(handle) = self.tenants.get(tenant) else { return };
         let mut entries = handle.lock();
+        writes.clone().for_each(|(write, version)| entries.settings.written(write, version));
         match entries.tag {
             Some(tag) if tag == before => {}
             // A reader already saw this commit, or a later one.
@@ -158,6 +205,18 @@ impl Handle {
         let tag = entries.tag.filter(|tag| usable(*tag))?;
         let rows = keys.iter().map(|key| entries.rows.get(key).cloned()).collect::<Option<Vec<_>>>()?;
         Some((tag, rows))
+    }
+
+    /// A row as it was a moment ago; none if that is not known.
+    pub(crate) fn setting(&self, key: &Key) -> Option<Option<Row>> {
+        let entries = self.lock();
+        let (row, seen) = entries.settings.rows.get(key)?;
+        (seen.elapsed() < RECENT).then(|| row.clone())
+    }
+
+    /// Keep a row that was just read as a setting.
+    pub(crate) fn keep_setting(&self, key: &Key, row: &Option<Row>) {
+        self.lock().settings.insert(key.clone(), row.clone());
     }
 
     /// Keep what was just read, if it belongs to the state that the entries belong to or to a later one.

@@ -199,6 +199,24 @@ impl Shard {
         Ok((tag, rows))
     }
 
+    /// Read a row that is a setting: as it is, or where others write too as it was at most a second ago. It belongs to
+    /// no snapshot.
+    pub async fn setting(&self, scope: &TenantScope, key: &Key) -> Result<Option<Row>> {
+        let handle = self.0.cache.handle(scope.id());
+        if !self.0.exclusive
+            && let Some(known) = handle.setting(key)
+        {
+            self.0.counts.cached_reads.fetch_add(1, Ordering::Relaxed);
+            return Ok(known);
+        }
+        let (_, rows) = self.read(scope, std::slice::from_ref(key), None).await?;
+        let row = rows.into_iter().next().flatten();
+        if !self.0.exclusive && self.same_database() {
+            handle.keep_setting(key, &row);
+        }
+        Ok(row)
+    }
+
     /// Read a range. Ranges are not cached, but what they show of the head counts.
     pub(crate) async fn scan(
         &self,

@@ -608,7 +608,7 @@ impl Store for PostgresStore {
 fn compute_of(row: &PgRow) -> Result<Compute> {
     let number = |name: &str| row.try_get::<i64, _>(name).map(|n| n as u64).map_err(failed);
     Ok(Compute {
-        plugin: row.try_get("plugin").map_err(failed)?,
+        plugin: row.try_get::<String, _>("plugin").map_err(failed)?.into(),
         hour_ms: row.try_get("hour_ms").map_err(failed)?,
         invocations: number("invocations")?,
         failures: number("failures")?,
@@ -722,7 +722,7 @@ impl<'s> Call<'s> {
     fn push_compute(&mut self, compute: Option<&'s Compute>) {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let sum = |field: fn(&Compute) -> u64| compute.map_or(0, |compute| number(field(compute)));
-        self.plugin.push(compute.map(|compute| compute.plugin.as_str()));
+        self.plugin.push(compute.map(|compute| &*compute.plugin));
         self.hour_ms.push(compute.map_or(0, |compute| compute.hour_ms));
         self.invocations.push(sum(|compute| compute.invocations));
         self.failures.push(sum(|compute| compute.failures));

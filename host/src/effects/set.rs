@@ -1,5 +1,7 @@
 //! What goes to the commit: one transaction's facts and changes, and what became of it.
 
+use std::sync::Arc;
+
 use crate::effects::row::{Key, Range, Value};
 use crate::kernel::error::Error;
 use crate::kernel::tenant::TenantScope;
@@ -99,7 +101,7 @@ pub struct Write {
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Compute {
     /// The plugin's name; empty for the control API.
-    pub plugin: String,
+    pub plugin: Arc<str>,
     /// The hour's start, milliseconds since the Unix epoch.
     pub hour_ms: i64,
     /// Invocations that ended.

@@ -307,7 +307,7 @@ impl Store for SqliteStore {
 fn compute_of(row: &SqliteRow) -> Result<Compute> {
     let number = |name: &str| row.try_get::<i64, _>(name).map(|n| n as u64).map_err(failed);
     Ok(Compute {
-        plugin: row.try_get("plugin").map_err(failed)?,
+        plugin: row.try_get::<String, _>("plugin").map_err(failed)?.into(),
         hour_ms: row.try_get("hour_ms").map_err(failed)?,
         invocations: number("invocations")?,
         failures: number("failures")?,

@@ -1,8 +1,8 @@
 //! One run of a guest: a fresh store and instance, bounded from the first instruction, dropped at the end.
 //!
 //! The first slice runs where the caller is, since most guests end within it and a hop to another thread
-//! costs more than they do; a guest that yields, by its fuel or by waiting, goes on in the guests' runtime.
-//! Dropping the caller's future ends the guest at its next yield.
+//! costs more than they do; a guest that yields, by its fuel or by waiting, or that finds no turn, goes on in the
+//! guests' runtime. Dropping the caller's future ends the guest at its next yield.
 
 use std::any::Any;
 use std::future::Future;
@@ -55,7 +55,7 @@ pub enum Failure {
     Fuel,
     /// What the guest answered is no valid answer.
     InvalidResponse(String),
-    /// The node had no place for the guest until the deadline.
+    /// The node had no place for the guest.
     Overloaded,
 }
 
@@ -89,12 +89,13 @@ impl Engine {
     {
         let runtime = self.0.runtime()?;
         let engine = self.clone();
-        let mut running: BoxFuture<'static, Result<Run<T>>> =
-            Box::pin(async move { engine.run_here(&program, guest, call).await });
+        let (tenant, deadline) = (guest.invocation().scope.id().clone(), guest.invocation().deadline);
+        let running = Box::pin(async move { engine.run_here(&program, guest, call).await });
+        let mut running = self.0.turns.take(tenant, deadline, running);
         {
             let _runtime = runtime.enter();
             // Nobody is woken by this poll: the runtime polls again at once.
-            if let Poll::Ready(run) = running.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            if let Poll::Ready(run) = running.poll_unpin(&mut Context::from_waker(Waker::noop())) {
                 return run;
             }
         }
@@ -107,10 +108,9 @@ impl Engine {
         F: for<'a> FnOnce(&'a Program, &'a mut Store<Guest>, Instance) -> BoxFuture<'a, wasmtime::Result<T>>,
     {
         let deadline = guest.invocation().deadline;
-        let Some(slot) = until(deadline, self.0.slots.acquire()).await else {
+        let Some(slot) = self.0.slots.take().await else {
             return Ok(Run { outcome: Err(Failure::Overloaded), guest, spent: Spent::default() });
         };
-        let slot = slot.map_err(Error::internal)?;
 
         let fuel = guest.budget().fuel;
         let mut store = self.store(guest).map_err(Error::internal)?;
@@ -146,17 +146,17 @@ impl Engine {
     }
 }
 
-/// Poll until the deadline. It is looked at after every poll, since a guest that computes is always ready;
-/// the timer is for one that waits.
+/// Poll until the deadline. It is looked at before every poll, since a guest that computes is always ready; the
+/// timer is for one that waits.
 async fn until<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut alarm = pin!(None);
     std::future::poll_fn(|context| {
-        if let Poll::Ready(output) = future.as_mut().poll(context) {
-            return Poll::Ready(Some(output));
-        }
         if Instant::now() >= deadline {
             return Poll::Ready(None);
+        }
+        if let Poll::Ready(output) = future.as_mut().poll(context) {
+            return Poll::Ready(Some(output));
         }
         if alarm.is_none() {
             alarm.set(Some(tokio::time::sleep_until(deadline.into())));

@@ -1,6 +1,7 @@
 //! `POST /hooks/{tenant}/{source}`: a provider's webhook, verified before anything else is done for it.
 
-use axum::body::Bytes;
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -52,13 +53,13 @@ pub(super) async fn handle(
         return challenge.into_response();
     }
     let cause = cause(&source, &verified);
-    let call = Call::Webhook(webhook::Delivery {
+    let call = Call::Webhook(Arc::new(webhook::Delivery {
         source,
         id: verified.id,
         event_type: verified.event_type,
         headers: delivered(&parts.headers),
-        body,
-    });
+        body: body.into(),
+    }));
     match door.invoker.run(Work { scope, released, call, cause: Some(cause), depth }).await {
         Ok(done) => render(done),
         Err(failed) => problem(&failed.error, Some(failed.invocation)),
@@ -81,8 +82,8 @@ async fn verified(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Verified> {
-    let mut effects = door.shard.begin(scope);
-    let secret = door.services.secrets.get(&mut effects, &source.secret).await.map_err(|error| {
+    let effects = door.shard.begin(scope);
+    let secret = door.services.secrets.get(&effects, &source.secret).await.map_err(|error| {
         if error.kind() != Kind::NotFound {
             return error;
         }
@@ -106,6 +107,6 @@ fn cause(source: &str, verified: &Verified) -> Cause {
     }
 }
 
-fn delivered(headers: &HeaderMap) -> Vec<(String, Bytes)> {
-    headers.iter().map(|(name, value)| (name.as_str().to_owned(), Bytes::copy_from_slice(value.as_bytes()))).collect()
+fn delivered(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
 }

@@ -92,7 +92,7 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
         read(&counts.reruns),
     );
     counter("invocation_replays", "Requests that got a stored answer", read(&counts.replays));
-    counter("invocations_shed", "Invocations turned away for lack of a place", read(&counts.shed));
+    counter("invocations_shed", "Invocations turned away for lack of a place", door.invoker.shed());
     counter("host_panics", "Panics in this process: faults of the host", crate::kernel::panic::count());
     let counts = door.shard.counts();
     counter("commit_batches", "Database transactions of the committer", read(&counts.batches));
@@ -110,6 +110,11 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
         gauge.set(value);
         gauge
     };
+    registry.register(
+        "guests_waiting",
+        "Guests that wait for their turn to compute",
+        gauge(door.engine.waiting() as i64),
+    );
     registry.register("commits_waiting", "Transactions that wait for a batch", gauge(door.shard.waiting() as i64));
     registry.register("connections", "Connections that are open", gauge(read(&counts.open) as i64));
     let loss_ms = i64::try_from(crate::invocation::FLUSH.as_millis()).unwrap_or(0);

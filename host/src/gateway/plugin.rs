@@ -1,6 +1,7 @@
 //! `/t/{tenant}/{plugin}/…`: a request that a plugin answers.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Request, State};
@@ -73,15 +74,15 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     let cause = cause(&caller, &parts.headers, parts.method.as_str(), &parts.uri, plugin, &matched.route, &body)
         .map_err(refuse)?;
     let depth = depth(&parts.headers).map_err(refuse)?;
-    let call = Call::Http(http::Request {
+    let call = Call::Http(Arc::new(http::Request {
         method: parts.method.as_str().to_owned(),
         path,
         query: parts.uri.query().map(str::to_owned),
         headers: guest_headers(&parts.headers, !public),
-        body,
+        body: body.into(),
         route: matched.route,
         params: matched.params,
-    });
+    }));
     let done = door.invoker.run(Work { scope, released, call, cause, depth }).await;
     let response = match done {
         Ok(done) => render(done),
@@ -90,7 +91,7 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     Ok(with_limits(response, &admission))
 }
 
-async fn find(door: &Door, tenant: &str, plugin: &str) -> Result<Option<(TenantScope, std::sync::Arc<Released>)>> {
+async fn find(door: &Door, tenant: &str, plugin: &str) -> Result<Option<(TenantScope, Arc<Released>)>> {
     let Some(scope) = door.directory.by_name(tenant).await? else { return Ok(None) };
     let dice = rand::random_range(0..100);
     Ok(door.plugins.released(&scope, plugin, dice).await?.map(|released| (scope, released)))
@@ -187,12 +188,12 @@ pub(crate) async fn read_body(body: Body, limit: u64) -> Result<Bytes> {
 }
 
 /// What a guest sees of the request's headers: neither the connection's nor the host's credential.
-fn guest_headers(headers: &HeaderMap, credential: bool) -> Vec<(String, Bytes)> {
+fn guest_headers(headers: &HeaderMap, credential: bool) -> Vec<(String, Vec<u8>)> {
     headers
         .iter()
         .filter(|(name, _)| !is_hop_by_hop(name.as_str()))
         .filter(|(name, _)| !credential || !matches!(name.as_str(), "authorization" | "x-api-key"))
-        .map(|(name, value)| (name.as_str().to_owned(), Bytes::copy_from_slice(value.as_bytes())))
+        .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
         .collect()
 }
 

@@ -42,11 +42,14 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
-    sums: HashMap<(TenantId, String, i64), (TenantScope, Compute)>,
-    records: HashMap<TenantId, (TenantScope, Vec<(Record, Vec<Line>)>)>,
-    sampled: HashMap<(TenantId, String, bool), (i64, u32)>,
-    recent: VecDeque<(TenantId, Record)>,
+    sums: HashMap<(TenantId, Arc<str>, i64), (TenantScope, Compute)>,
+    records: HashMap<TenantId, (TenantScope, Vec<Recorded>)>,
+    sampled: HashMap<(TenantId, Arc<str>, bool), (i64, u32)>,
+    recent: VecDeque<(TenantId, Arc<Record>)>,
 }
+
+/// A record that is to be written, with its log.
+type Recorded = (Arc<Record>, Vec<Line>);
 
 impl Tally {
     pub(super) fn new(shard: Shard) -> Self {
@@ -58,7 +61,8 @@ impl Tally {
     }
 
     /// Count an invocation whose record is not in a commit.
-    pub(super) fn add(&self, scope: &TenantScope, (record, compute): (Record, Compute), log: &[Line]) {
+    pub(super) fn add(&self, scope: &TenantScope, (record, compute): (Record, Compute), log: Vec<Line>) {
+        let record = Arc::new(record);
         let mut state = self.state();
         let tenant = scope.id();
         state
@@ -75,17 +79,17 @@ impl Tally {
         kept.1 += 1;
         if kept.1 <= if failed { FAILURES } else { SUCCESSES } {
             let records = state.records.entry(tenant.clone()).or_insert_with(|| (scope.clone(), Vec::new()));
-            records.1.push((record.clone(), log.to_vec()));
+            records.1.push((record.clone(), log));
         }
         Self::keep(&mut state, tenant, record);
     }
 
     /// Keep the record of an invocation that was counted in its commit.
     pub(super) fn remember(&self, scope: &TenantScope, (record, _): (Record, Compute)) {
-        Self::keep(&mut self.state(), scope.id(), record);
+        Self::keep(&mut self.state(), scope.id(), Arc::new(record));
     }
 
-    fn keep(state: &mut State, tenant: &TenantId, record: Record) {
+    fn keep(state: &mut State, tenant: &TenantId, record: Arc<Record>) {
         if state.recent.len() >= RECENT {
             state.recent.pop_front();
         }
@@ -96,7 +100,7 @@ impl Tally {
     pub fn find(&self, scope: &TenantScope, id: &str) -> Option<Record> {
         let state = self.state();
         let mut latest = state.recent.iter().rev();
-        latest.find(|(tenant, record)| tenant == scope.id() && record.id == id).map(|(_, record)| record.clone())
+        latest.find(|(tenant, record)| tenant == scope.id() && record.id == id).map(|(_, record)| (**record).clone())
     }
 
     /// Write all that waits. What cannot be written now waits for the next flush.
@@ -134,7 +138,7 @@ impl Tally {
         .await;
     }
 
-    async fn write(&self, scope: &TenantScope, sum: Option<Compute>, records: &[(Record, Vec<Line>)]) -> Result<()> {
+    async fn write(&self, scope: &TenantScope, sum: Option<Compute>, records: &[Recorded]) -> Result<()> {
         let mut effects = self.0.shard.begin(scope);
         for (record, log) in records {
             invocations::record(&mut effects, record, log)?;

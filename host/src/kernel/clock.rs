@@ -53,6 +53,24 @@ pub fn rfc3339(ms: i64) -> String {
     format!("{time:.3}")
 }
 
+/// A time in milliseconds that is written as RFC 3339: `#[serde(with = "clock::text")]`.
+pub mod text {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{parse_rfc3339, rfc3339};
+
+    /// As serde wants it.
+    pub fn serialize<S: Serializer>(ms: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&rfc3339(*ms))
+    }
+
+    /// As serde wants it.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        parse_rfc3339(&text).ok_or_else(|| serde::de::Error::custom("no RFC 3339 time"))
+    }
+}
+
 /// Read an RFC 3339 time with its offset; what is below a millisecond is cut.
 pub fn parse_rfc3339(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(Timestamp::as_millisecond)

@@ -75,22 +75,24 @@ impl Flags {
         Ok(existed)
     }
 
-    /// The flags as this transaction sees them.
+    /// The flags as they are set.
     pub async fn snapshot(&self, effects: &mut Effects) -> Result<Snapshot> {
-        let digest: [u8; 32] = match effects.get(&SPACE.key("digest")).await? {
+        let tenant = effects.scope().id().clone();
+        let digest: [u8; 32] = match effects.setting(&SPACE.key("digest")).await? {
             Some(row) => row.value.to_bytes()[..].try_into().map_err(Error::internal)?,
             None => [0; 32],
         };
-        let key = (effects.scope().id().clone(), digest);
+        let key = (tenant, digest);
         if let Some(merged) = self.snapshots.get(&key) {
             return Ok(Snapshot(merged));
         }
-        let own = match self.get(effects).await? {
-            Some((body, _)) => Document::parse(&body).map_err(Error::internal)?,
-            None => Document::default(),
+        // The document may be a later one than the digest; it is kept under its own.
+        let (own, digest) = match self.get(effects).await? {
+            Some((body, _)) => (Document::parse(&body).map_err(Error::internal)?, Sha256::digest(&body).into()),
+            None => (Document::default(), [0; 32]),
         };
         let merged = Arc::new(Merged::new(own, self.platform.clone()));
-        self.snapshots.insert(key, merged.clone());
+        self.snapshots.insert((key.0, digest), merged.clone());
         Ok(Snapshot(merged))
     }
 

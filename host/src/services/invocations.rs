@@ -3,10 +3,14 @@
 //! Everything with effects is recorded in its own commit. Keys are inverted ids, so that the latest comes
 //! first. Records and logs expire with the plan's retention, the oldest earlier where there are very many.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::effects::{Effects, Key, Space};
+use crate::kernel::clock;
 use crate::kernel::error::{Error, Result};
 
 pub(super) const RECORDS: Space = Space::named("invocations");
@@ -20,15 +24,20 @@ pub struct Record {
     /// The id, as in the `chalet-invocation` header.
     pub id: String,
     /// The plugin.
-    pub plugin: String,
+    #[schema(value_type = String)]
+    pub plugin: Arc<str>,
     /// Its version.
-    pub version: String,
+    #[schema(value_type = String)]
+    pub version: Arc<str>,
     /// `http` or `webhook`.
-    pub trigger: String,
+    #[schema(value_type = String)]
+    pub trigger: Cow<'static, str>,
     /// `ok`, `failed`, `rejected` or `conflict`.
-    pub outcome: String,
+    #[schema(value_type = String)]
+    pub outcome: Cow<'static, str>,
     /// The stable code of a failure; the HTTP status of a success, where it has one.
-    pub code: String,
+    #[schema(value_type = String)]
+    pub code: Cow<'static, str>,
     /// Fuel burned, all runs.
     pub fuel: u64,
     /// Milliseconds from admission to the answer.
@@ -40,9 +49,8 @@ pub struct Record {
     /// What went wrong, for the plugin's author.
     pub error: Option<String>,
     /// When it started, RFC 3339.
-    pub started_at: String,
-    /// When it started, milliseconds since the Unix epoch.
-    #[serde(default)]
+    #[serde(rename = "started_at", with = "clock::text")]
+    #[schema(value_type = String, format = DateTime)]
     pub started_at_ms: i64,
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 pub use self::authority::{Authority, Bucket, Decision, Memory, Quota, Take};
 pub use self::document::{Document, Named, Period, Rate};
 pub use self::headers::{headers, retry_after_s};
-use crate::effects::{Effects, Key, Shard, Space};
+use crate::effects::{Effects, Key, Row, Shard, Space};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -25,8 +25,6 @@ use crate::kernel::tenant::{TenantId, TenantScope};
 const SPACE: Space = Space::named("limits");
 /// Bytes of the key that a named limit is counted for: an address, a user's id, a digest.
 pub const KEY_BYTES: usize = 256;
-/// How old a compiled document may be where other nodes may have written a newer one.
-const SNAPSHOT: Duration = Duration::from_secs(1);
 /// Compiled documents that are kept.
 const DOCUMENTS: u64 = 10_000;
 /// Units of the control API and of OFREP that one key may use: the contract's 200 a second, burst 1,000.
@@ -39,14 +37,9 @@ pub const BAD_CREDENTIALS: Quota = Quota { rate: 100, period_ms: 60_000, burst: 
 pub struct Limits {
     authority: Arc<dyn Authority>,
     clock: Clock,
-    documents: moka::sync::Cache<TenantId, Snapshot>,
-}
-
-#[derive(Clone)]
-struct Snapshot {
-    version: u64,
-    read_ms: i64,
-    document: Arc<Document>,
+    /// Compiled documents, and the commits that wrote them.
+    documents: moka::sync::Cache<TenantId, (u64, Arc<Document>)>,
+    none: Arc<Document>,
 }
 
 /// What the gateway learned about a request.
@@ -90,7 +83,7 @@ impl Admission {
 impl Limits {
     /// Limits that are counted by this authority, in the time of this clock.
     pub fn new(authority: Arc<dyn Authority>, clock: Clock) -> Self {
-        Self { authority, clock, documents: moka::sync::Cache::new(DOCUMENTS) }
+        Self { authority, clock, documents: moka::sync::Cache::new(DOCUMENTS), none: Arc::default() }
     }
 
     /// Limits that are counted in this process.
@@ -107,23 +100,23 @@ impl Limits {
 
     /// The tenant's document and the commit that wrote it; an empty one of version 0 if there is none.
     pub async fn get(&self, effects: &mut Effects) -> Result<(Arc<Document>, u64)> {
-        let Some(row) = effects.get(&key()).await? else { return Ok((Arc::default(), 0)) };
-        let tenant = effects.scope().id().clone();
+        let row = effects.get(&key()).await?;
+        Ok((self.compiled(effects.scope().id(), row.as_ref())?, row.map_or(0, |row| row.version)))
+    }
+
+    fn compiled(&self, tenant: &TenantId, row: Option<&Row>) -> Result<Arc<Document>> {
+        let Some(row) = row else { return Ok(self.none.clone()) };
         if row.version > 0
-            && let Some(known) = self.documents.get(&tenant)
-            && known.version == row.version
+            && let Some((version, known)) = self.documents.get(tenant)
+            && version == row.version
         {
-            return Ok((known.document, row.version));
+            return Ok(known);
         }
         let document = Arc::new(Document::parse(&row.value.to_bytes())?);
         if row.version > 0 {
-            self.keep(tenant, row.version, &document);
+            self.documents.insert(tenant.clone(), (row.version, document.clone()));
         }
-        Ok((document, row.version))
-    }
-
-    fn keep(&self, tenant: TenantId, version: u64, document: &Arc<Document>) {
-        self.documents.insert(tenant, Snapshot { version, read_ms: self.clock.now_ms(), document: document.clone() });
+        Ok(document)
     }
 
     /// Take `cost` units of a limit of the tenant's document for `for_key`, both from a guest or a request.
@@ -136,7 +129,8 @@ impl Limits {
                 format!("the key of a limit has at most {KEY_BYTES} bytes; use a digest of a longer one"),
             ));
         }
-        let (document, _) = self.get(effects).await?;
+        let row = effects.setting(&key()).await?;
+        let document = self.compiled(effects.scope().id(), row.as_ref())?;
         let quota = document.limit(limit).ok_or_else(|| {
             Error::new(
                 Kind::NotFound,
@@ -165,7 +159,8 @@ impl Limits {
         plugin: &str,
         key_id: Option<&str>,
     ) -> Result<Admission> {
-        let document = self.snapshot(shard, scope).await?;
+        let row = shard.setting(scope, &key()).await?;
+        let document = self.compiled(scope.id(), row.as_ref())?;
         let (tenant, plan) = (scope.id().as_str(), scope.plan());
         let plan = Quota::per_second(plan.requests_per_second, plan.request_burst);
         let mut names = vec!["plan"];
@@ -203,21 +198,6 @@ impl Limits {
             return Ok(decisions);
         }
         Err(Error::internal("the limit authority answered another number of questions"))
-    }
-
-    /// The document as of now, or on a shared database as of at most a second ago: a request that touches
-    /// no row asks the database nothing.
-    async fn snapshot(&self, shard: &Shard, scope: &TenantScope) -> Result<Arc<Document>> {
-        if !shard.store().batching().exclusive
-            && let Some(known) = self.documents.get(scope.id())
-            && (self.clock.now_ms() - known.read_ms).unsigned_abs() < SNAPSHOT.as_millis() as u64
-        {
-            return Ok(known.document);
-        }
-        let mut effects = shard.begin(scope);
-        let (document, version) = self.get(&mut effects).await?;
-        self.keep(scope.id().clone(), version, &document);
-        Ok(document)
     }
 }
 

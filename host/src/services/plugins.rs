@@ -10,7 +10,7 @@ pub mod manifest;
 mod routes;
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -29,7 +29,7 @@ const SOURCES: Space = Space::named("plugins/sources");
 const HISTORY: usize = 20;
 /// Versions that are read at a time.
 const PAGE: usize = 100;
-/// Plugins and versions that a node keeps parsed.
+/// Releases that a node keeps parsed.
 const CACHED: u64 = 20_000;
 
 /// A plugin of a tenant.
@@ -84,6 +84,10 @@ pub struct Version {
 /// A version that may run: its row and its manifest, read once.
 #[derive(Debug)]
 pub struct Released {
+    /// The plugin's name.
+    pub plugin: Arc<str>,
+    /// The version's number.
+    pub number: Arc<str>,
     /// The row.
     pub version: Version,
     /// The manifest.
@@ -95,7 +99,8 @@ pub struct Released {
 impl Released {
     fn new(version: Version) -> Result<Self> {
         let manifest = read_manifest(&version)?;
-        Ok(Self { routes: Routes::new(&manifest), manifest: Arc::new(manifest), version })
+        let (plugin, number) = (version.plugin.as_str().into(), version.version.as_str().into());
+        Ok(Self { plugin, number, routes: Routes::new(&manifest), manifest: Arc::new(manifest), version })
     }
 }
 
@@ -112,8 +117,13 @@ pub enum Stored {
 #[derive(Clone)]
 pub struct Plugins {
     shard: Shard,
-    plugins: Cache<(TenantId, u64, Bytes), Arc<Plugin>>,
-    versions: Cache<(TenantId, u64, Bytes), Arc<Released>>,
+    releases: Cache<(TenantId, u64, Bytes), Arc<Vec<Part>>>,
+}
+
+/// A version's part in a release. The version is read when it first gets traffic: it never changes.
+struct Part {
+    share: Share,
+    released: OnceLock<Arc<Released>>,
 }
 
 fn plugin_key(name: &str) -> Key {
@@ -376,55 +386,46 @@ fn read_manifest(version: &Version) -> Result<Manifest> {
 impl Plugins {
     /// The plugins of this shard's tenants.
     pub fn new(shard: Shard) -> Self {
-        let cache = || Cache::builder().max_capacity(CACHED);
-        Self { shard, plugins: cache().build(), versions: Cache::builder().max_capacity(CACHED).build() }
+        Self { shard, releases: Cache::new(CACHED) }
     }
 
-    /// The version that a request of this plugin gets now. `dice` is uniform over 0..100. Read in a state of
-    /// its own: a release in between does not make an invocation conflict.
+    /// The version that a request of this plugin gets now. `dice` is uniform over 0..100. Read as a setting: a release in
+    /// between does not make an invocation conflict.
     pub async fn released(&self, scope: &TenantScope, plugin: &str, dice: u8) -> Result<Option<Arc<Released>>> {
-        let mut effects = self.shard.begin(scope);
-        let Some(plugin) = self.plugin(&mut effects, plugin).await? else { return Ok(None) };
-        let mut left = dice % 100;
-        for share in &plugin.release {
-            if left < share.percent {
-                return self.version(&mut effects, &plugin.name, &share.version).await;
+        let key = plugin_key(plugin);
+        let Some(row) = self.shard.setting(scope, &key).await? else { return Ok(None) };
+        let place = (scope.id().clone(), row.version, key.key);
+        let release = match self.releases.get(&place) {
+            Some(known) => known,
+            None => {
+                let shares = parse::<Plugin>(&row)?.release.into_iter();
+                let parts = Arc::new(shares.map(|share| Part { share, released: OnceLock::new() }).collect::<Vec<_>>());
+                self.releases.insert(place, parts.clone());
+                parts
             }
-            left -= share.percent;
+        };
+        let mut left = dice % 100;
+        for part in release.iter() {
+            if left >= part.share.percent {
+                left -= part.share.percent;
+                continue;
+            }
+            if let Some(known) = part.released.get() {
+                return Ok(Some(known.clone()));
+            }
+            let row = self.shard.setting(scope, &version_key(plugin, &part.share.version)).await?;
+            let Some(row) = row else { return Ok(None) };
+            let released = Arc::new(Released::new(parse(&row)?)?);
+            return Ok(Some(part.released.get_or_init(|| released).clone()));
         }
         Ok(None)
     }
 
     /// The plugin that receives a webhook source, and the version that gets this delivery.
     pub async fn receiver(&self, scope: &TenantScope, source: &str, dice: u8) -> Result<Option<Arc<Released>>> {
-        let row = self.shard.begin(scope).get(&SOURCES.key(source.as_bytes().to_vec())).await?;
+        let row = self.shard.setting(scope, &SOURCES.key(source.as_bytes().to_vec())).await?;
         let Some(row) = row else { return Ok(None) };
         let plugin = String::from_utf8_lossy(&row.value.to_bytes()).into_owned();
         self.released(scope, &plugin, dice).await
-    }
-
-    async fn plugin(&self, effects: &mut Effects, name: &str) -> Result<Option<Arc<Plugin>>> {
-        let key = plugin_key(name);
-        let Some(row) = effects.get(&key).await? else { return Ok(None) };
-        let place = (effects.scope().id().clone(), row.version, key.key);
-        if let Some(known) = self.plugins.get(&place) {
-            return Ok(Some(known));
-        }
-        let plugin = Arc::new(parse::<Plugin>(&row)?);
-        self.plugins.insert(place, plugin.clone());
-        Ok(Some(plugin))
-    }
-
-    async fn version(&self, effects: &mut Effects, plugin: &str, version: &str) -> Result<Option<Arc<Released>>> {
-        let key = version_key(plugin, version);
-        let Some(row) = effects.get(&key).await? else { return Ok(None) };
-        let place = (effects.scope().id().clone(), row.version, key.key);
-        if let Some(known) = self.versions.get(&place) {
-            return Ok(Some(known));
-        }
-        let version = parse::<Version>(&row)?;
-        let released = Arc::new(Released::new(version)?);
-        self.versions.insert(place, released.clone());
-        Ok(Some(released))
     }
 }

@@ -60,9 +60,9 @@ impl Secrets {
     }
 
     /// The value.
-    pub async fn get(&self, effects: &mut Effects, name: &str) -> Result<Vec<u8>> {
+    pub async fn get(&self, effects: &Effects, name: &str) -> Result<Vec<u8>> {
         check_name(name)?;
-        let row = effects.get(&key(name)).await?.ok_or_else(|| missing(name))?;
+        let row = effects.setting(&key(name)).await?.ok_or_else(|| missing(name))?;
         self.master.open(effects.scope().id(), &place(name), &row.value.to_bytes())
     }
 

@@ -1,7 +1,5 @@
 //! Settings of a plugin in a tenant that are no secrets: names and texts that the tenant's administrator
-//! sets, and that the plugin reads as a snapshot.
-//!
-//! A plugin that reads a setting commits only if it is still the same.
+//! sets, and that the plugin reads as they are set, outside of its snapshot.
 
 use crate::effects::{Effects, Key, Space};
 use crate::kernel::error::{Error, Kind, Result};
@@ -13,8 +11,8 @@ const NAME_BYTES: usize = 256;
 pub const VALUE_BYTES: usize = 16 << 10;
 
 /// The setting's value. `name` may come from a guest.
-pub async fn get(effects: &mut Effects, plugin: &str, name: &str) -> Result<Option<String>> {
-    let Some(row) = effects.get(&key(plugin, name)?).await? else {
+pub async fn get(effects: &Effects, plugin: &str, name: &str) -> Result<Option<String>> {
+    let Some(row) = effects.setting(&key(plugin, name)?).await? else {
         return Ok(None);
     };
     let value = String::from_utf8(row.value.to_bytes().into()).map_err(Error::internal)?;

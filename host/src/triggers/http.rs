@@ -19,24 +19,9 @@ const HEADER_BYTES: usize = 16 << 10;
 /// What is the host's to say; taken out of a guest's response with what belongs to the connection.
 const NOT_THE_GUESTS: [&str; 2] = ["chalet-invocation", "content-length"];
 
-/// A request as a guest sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// `GET`, `POST`, ...
-    pub method: String,
-    /// The percent-encoded path behind the plugin's own, at least `/`.
-    pub path: String,
-    /// Without the question mark.
-    pub query: Option<String>,
-    /// Names in lower case.
-    pub headers: Vec<(String, Bytes)>,
-    /// The whole body.
-    pub body: Bytes,
-    /// The manifest's route that matched.
-    pub route: String,
-    /// Its parameters, decoded.
-    pub params: Vec<(String, String)>,
-}
+/// A request as a guest sees it: names of headers in lower case, the whole body, the percent-encoded path behind the
+/// plugin's own, the manifest's route that matched, and its parameters, decoded.
+pub type Request = http_trigger::Request;
 
 /// A response that may be sent as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,19 +38,10 @@ pub(super) async fn call(
     program: &Program,
     store: &mut Store<Guest>,
     instance: Instance,
-    request: Request,
+    request: &Request,
 ) -> wasmtime::Result<Result<types::Response, types::Failure>> {
     let indices = program.http.as_ref().ok_or_else(|| not_exported("http"))?;
-    let request = http_trigger::Request {
-        method: request.method,
-        path: request.path,
-        query: request.query,
-        headers: request.headers.into_iter().map(|(name, value)| (name, value.into())).collect(),
-        body: request.body.into(),
-        route: request.route,
-        params: request.params,
-    };
-    indices.load(&mut *store, &instance)?.call_handle(store, &request).await
+    indices.load(&mut *store, &instance)?.call_handle(store, request).await
 }
 
 /// Everything in `response` comes from the guest.

@@ -195,7 +195,7 @@ impl Bench {
     }
 
     async fn run_guest(&self, program: &Arc<Program>, guest: Guest) -> Ended {
-        run(&self.engine, program.clone(), guest, Call::Http(request())).await.unwrap()
+        run(&self.engine, program.clone(), guest, Call::Http(Arc::new(request()))).await.unwrap()
     }
 
     async fn run(&self, fields: &str, handle: &str) -> Ended {
@@ -209,8 +209,8 @@ fn request() -> http::Request {
         method: "GET".into(),
         path: "/".into(),
         query: None,
-        headers: vec![("a".into(), Bytes::from_static(b"b"))],
-        body: Bytes::from_static(b"hello"),
+        headers: vec![("a".into(), b"b".to_vec())],
+        body: b"hello".to_vec(),
         route: "GET /".into(),
         params: vec![],
     }
@@ -547,7 +547,8 @@ async fn a_node_that_is_full_says_so_at_the_deadline() {
     let mut spinners = tokio::task::JoinSet::new();
     for _ in 0..32 {
         let (engine, program, guest) = (bench.engine.clone(), spinning.clone(), bench.guest());
-        spinners.spawn(async move { run(&engine, program, guest, Call::Http(request())).await.unwrap().outcome });
+        spinners
+            .spawn(async move { run(&engine, program, guest, Call::Http(Arc::new(request()))).await.unwrap().outcome });
     }
     while bench.engine.free_slots() > 0 {
         tokio::task::yield_now().await;
@@ -581,8 +582,8 @@ async fn a_trigger_that_is_not_exported_is_the_plugins_failure() {
     let bench = Bench::new().await;
     let program = bench.load(&plugin("", OK)).await;
     let delivery =
-        webhook::Delivery { source: "s".into(), id: "1".into(), event_type: None, headers: vec![], body: Bytes::new() };
-    let ended = run(&bench.engine, program, bench.guest(), Call::Webhook(delivery)).await.unwrap();
+        webhook::Delivery { source: "s".into(), id: "1".into(), event_type: None, headers: vec![], body: Vec::new() };
+    let ended = run(&bench.engine, program, bench.guest(), Call::Webhook(Arc::new(delivery))).await.unwrap();
     assert_eq!(code(&ended), "plugin_failed");
 }
 

@@ -184,7 +184,7 @@ async fn text_that_is_taken_for_something_else_breaks_nothing(engine: Engine) {
         tokio::task::spawn_blocking(|| Stock::start("corpora").ask("naughty", Value::Null)).await.expect("answered");
     let naughty = naughty.as_array().expect("a list").iter().filter_map(Value::as_str);
     let strings: Vec<String> = INJECTIONS.iter().copied().chain(naughty).map(str::to_owned).collect();
-    let most: usize = std::env::var("CHALET_TEST_SOAK").map_or(TRIED, |_| strings.len());
+    let most: usize = std::env::var("CHALET_SOAK").map_or(TRIED, |_| strings.len());
     let mut next = 0;
     let mut some = || {
         next += most;
@@ -362,7 +362,7 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_co
 async fn schemathesis(server: &Server, document: &str, key: &str, paths: &str, settings: &str) -> (String, bool) {
     let folder = TempDir::new().expect("a temporary folder");
     std::fs::write(folder.path().join("schemathesis.toml"), settings).expect("written");
-    let examples = std::env::var("CHALET_TEST_SOAK").map_or("6", |_| "200");
+    let examples = std::env::var("CHALET_SOAK").map_or("6", |_| "200");
     let mut command = tokio::task::spawn_blocking(|| stock::python("schemathesis")).await.expect("installed");
     command
         .args(["run", document, "--url", &server.url, "--checks", CHECKS, "--max-examples", examples])

@@ -294,7 +294,14 @@ async fn wrong_sums(bench: &Bench, breaks: Breaks) -> usize {
 async fn nobody_ever_sees_an_impossible_state() {
     for bench in [Bench::sqlite().await, Bench::postgres().await] {
         assert_eq!(wrong_sums(&bench, Breaks::default()).await, 0);
-        let wrong = wrong_sums(&bench, Breaks { opacity: true, ..Breaks::default() }).await;
+        // On a busy machine the workers may hardly meet; then they come once more.
+        let mut wrong = 0;
+        for _ in 0..20 {
+            wrong = wrong_sums(&bench, Breaks { opacity: true, ..Breaks::default() }).await;
+            if wrong > 0 {
+                break;
+            }
+        }
         assert!(wrong > 0, "without the rule, impossible states are seen");
     }
 }

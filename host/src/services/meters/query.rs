@@ -309,7 +309,7 @@ async fn built_in(shard: &Shard, scope: &TenantScope, query: &Query) -> Result<V
         _ => |compute| compute.bytes_out,
     };
     for compute in shard.store().usage(scope, query.from_ms, query.to_ms).await? {
-        let groups = if by_plugin { vec![compute.plugin.clone()] } else { vec![] };
+        let groups = if by_plugin { vec![compute.plugin.to_string()] } else { vec![] };
         table.sum(compute.hour_ms, groups)?.add_units(units(&compute));
     }
     Ok(table.rows())
