@@ -25,3 +25,37 @@ pub fn object<T: DeserializeOwned>(body: &[u8], wrong: impl Fn(String) -> Error)
 fn bad(error: impl std::fmt::Display) -> Error {
     Error::new(Kind::Invalid, "bad_json", format!("the body is no JSON: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    struct Pair {
+        _a: u8,
+        _b: String,
+    }
+
+    #[test]
+    fn what_is_no_json_is_told_from_what_is_of_another_shape() {
+        let code = |body: &[u8]| {
+            object::<Pair>(body, |why| Error::new(Kind::Invalid, "other_shape", why))
+                .map_or_else(|error| error.code(), |_| "fits")
+        };
+        for (body, expected) in [
+            (br#"{"_a":1,"_b":"x"}"#.as_slice(), "fits"),
+            (b" \n{\"_b\":\"x\",\"_a\":1}", "fits"),
+            (br#"[1,"x"]"#, "other_shape"),
+            (b"null", "other_shape"),
+            (br#"{"_a":"1","_b":"x"}"#, "other_shape"),
+            (br#"{"_a":256,"_b":"x"}"#, "other_shape"),
+            (b"", "bad_json"),
+            (b"[1,]", "bad_json"),
+            // What is wrong with the shape comes first, and is not all that is wrong.
+            (br#"{"_a":"1","_b":x}"#, "bad_json"),
+            (b"{\"_a\":1,\"_b\":\"\xff\"}", "bad_json"),
+        ] {
+            assert_eq!(code(body), expected, "{}", String::from_utf8_lossy(body));
+        }
+    }
+}
