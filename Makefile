@@ -17,7 +17,7 @@ test: prepare
 
 # The random and hostile tests with ten times as much of everything.
 soak: prepare
-	CHALET_SOAK=1 cargo test --package chalet --test it -- markers hostile cancelled
+	CHALET_SOAK=1 cargo test --package chalet --test it -- markers hostile cancelled edge isolation
 
 # The scoreboard, as Markdown: what a request costs beside bare axum. Takes five minutes after the release build.
 bench:
@@ -39,4 +39,4 @@ fmt:
 	cd tests/guests && cargo fmt --all
 
 prepare:
-	@tests/prepare.sh
+	@tests/prepare.sh nginx haproxy

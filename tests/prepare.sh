@@ -1,10 +1,12 @@
 #!/bin/sh
 # What the tests need beside cargo: a C compiler for the bundled SQLite, PostgreSQL's server programs, strace, and Node 18
-# or later with npm, which fetches other people's clients. Each argument is one more program, from the package of the same
-# name.
+# or later with npm and Python with venv, which fetch other people's clients. Each argument is one more program, from the
+# package of the same name.
 # As root, or with CI=true, missing packages are installed; otherwise they are named.
 set -eu
 
+# Where Debian has what only root starts, and not everybody looks.
+PATH=$PATH:/usr/sbin
 missing=
 for program in "$@"; do
     command -v "$program" >/dev/null || missing="$missing $program"
@@ -15,6 +17,7 @@ set -- /usr/lib/postgresql/*/bin/initdb
 command -v strace >/dev/null || missing="$missing strace"
 command -v node >/dev/null || missing="$missing nodejs"
 command -v npm >/dev/null || missing="$missing npm"
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 [ -z "$missing" ] && exit 0
 
 if [ "$(id -u)" = 0 ] || [ "${CI:-}" = true ]; then

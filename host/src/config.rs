@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::gateway::serve;
 use crate::kernel::error::{Error, Result};
 use crate::services::egress;
 
@@ -16,6 +17,8 @@ pub struct Config {
     pub data: Option<PathBuf>,
     /// Where to listen; 127.0.0.1:8080 if not set.
     pub listen: Option<SocketAddr>,
+    /// Connections to it.
+    pub connections: serve::Config,
     /// The operator's first key.
     pub admin: Admin,
     /// The database.

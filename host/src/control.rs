@@ -22,9 +22,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{ConnectInfo, FromRequestParts, RawPathParams, Request, State};
-use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::OpenApi;
@@ -142,7 +143,7 @@ pub fn router(door: &Door) -> Router {
         router = router.routes((schemas, paths, guarded));
     }
     let (router, openapi) = router.split_for_parts();
-    router.with_state(door.clone()).merge(docs::router(openapi))
+    router.with_state(door.clone()).merge(docs::router(docs::complete(openapi)))
 }
 
 /// The OpenAPI document.
@@ -151,7 +152,7 @@ pub fn openapi() -> OpenApi {
     for Route { router: routes, .. } in table() {
         router = router.routes(routes);
     }
-    router.to_openapi()
+    docs::complete(router.to_openapi())
 }
 
 /// The one answer for a tenant that does not exist and for another's.
@@ -162,12 +163,15 @@ fn no_tenant() -> Error {
 async fn authorize(
     State((door, access)): State<(Door, Access)>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    params: RawPathParams,
+    params: Result<RawPathParams, RawPathParamsRejection>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let name = params.iter().find(|(name, _)| *name == "tenant").map(|(_, tenant)| tenant.to_owned());
-    match permit(&door, access, peer, name.as_deref(), request.headers()).await {
+    let params = params.map_err(|refused| Error::invalid(refused.body_text()));
+    let name =
+        params.as_ref().map(|params| params.iter().find(|(name, _)| *name == "tenant").map(|(_, tenant)| tenant));
+    let permitted = permit(&door, access, peer, name, request.headers()).await;
+    match permitted.and_then(|permitted| plain(request.headers()).map(|()| permitted)) {
         Err(error) => error.into_response(),
         Ok((principal, scope)) => {
             request.extensions_mut().insert(Caller(principal));
@@ -179,14 +183,24 @@ async fn authorize(
     }
 }
 
+/// Bodies are read as they come: nothing here undoes an encoding, so that no few bytes become many.
+fn plain(headers: &HeaderMap) -> Result<()> {
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    if encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Invalid, "unsupported_media_type", "send the body without a content encoding"))
+}
+
 async fn permit(
     door: &Door,
     access: Access,
     peer: SocketAddr,
-    name: Option<&str>,
+    name: Result<Option<&str>, &Error>,
     headers: &HeaderMap,
 ) -> Result<(Principal, Option<TenantScope>)> {
     let principal = door.credentials.authenticate(headers, peer).await?;
+    let name = name.map_err(Error::copy)?;
     door.limits.host("control", &principal.key, CONTROL).await?.error().map_or(Ok(()), Err)?;
     let forbidden = |right: &str| Error::new(Kind::Denied, "forbidden", format!("the key lacks the scope `{right}`"));
     match access {

@@ -2,11 +2,14 @@
 
 mod cookie;
 pub mod credential;
+pub(crate) mod extract;
 mod health;
 mod hooks;
 pub mod metrics;
 pub(crate) mod plugin;
 pub mod respond;
+pub mod serve;
+mod strict;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -29,7 +32,7 @@ use crate::gateway::respond::REQUEST;
 use crate::invocation::Invoker;
 use crate::kernel::breaks::Breaks;
 use crate::kernel::db::Db;
-use crate::kernel::error::Error;
+use crate::kernel::error::{Error, Kind};
 use crate::kernel::id;
 use crate::services::directory::Directory;
 use crate::services::keys::Keys;
@@ -100,10 +103,16 @@ pub fn pipeline(door: Door, control: Router) -> Router {
         .with_state(door.clone());
     data.merge(control)
         .fallback(|| async { Error::not_found("no such route; the API is described at /docs") })
-        .method_not_allowed_fallback(|| async { Error::not_found("no such route; the API is described at /docs") })
+        .method_not_allowed_fallback(|| async {
+            Error::new(
+                Kind::Invalid,
+                "method_not_allowed",
+                "the route has other methods; the `Allow` header names them",
+            )
+        })
         // Innermost: a panic costs its request alone, and is still numbered and counted.
         .layer(middleware::from_fn(catch_panic))
-        // Counted with the status that leaves the house.
+        // Counted with the status that leaves the house; what is no sound request comes no further.
         .layer(middleware::from_fn_with_state(door, count))
         // Outermost: everything after it, errors and log lines too, carries the request's id.
         .layer(middleware::from_fn(name_request))
@@ -121,7 +130,10 @@ async fn name_request(request: Request, next: Next) -> Response {
 async fn count(axum::extract::State(door): axum::extract::State<Door>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let plane = metrics::plane(request.uri().path());
-    let response = next.run(request).await;
+    let response = match strict::refusal(&request) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
+    };
     door.metrics.answered(plane, response.status(), started.elapsed());
     response
 }

@@ -73,6 +73,8 @@ pub struct Work {
     pub call: Call,
     /// What a repetition of this request would have in common with it.
     pub cause: Option<Cause>,
+    /// How many invocations called each other until this one.
+    pub depth: u8,
 }
 
 /// What came of it.
@@ -167,6 +169,7 @@ impl Invoker {
             seed: rand::random(),
             deadline,
             abandoned: started.abandoned(),
+            depth: work.depth,
         });
         let effects = inner.shard.begin_at(&work.scope, started.now_ms);
         let mut guest = Guest::new(invocation, budget, inner.services.clone(), effects);

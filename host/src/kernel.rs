@@ -6,6 +6,7 @@ pub mod db;
 pub mod error;
 pub mod header;
 pub mod id;
+pub mod json;
 pub mod panic;
 pub mod secret;
 pub mod task;

@@ -2,7 +2,6 @@
 //! the order in which they stop. The only file that names concrete backends.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use crate::engine::guest::Services;
 use crate::engine::{self, Engine};
 use crate::gateway::credential::Credentials;
 use crate::gateway::metrics::Metrics;
-use crate::gateway::{self, Door, Parts};
+use crate::gateway::{self, Door, Parts, serve};
 use crate::invocation::{FLUSH, Invoker};
 use crate::kernel::breaks::Breaks;
 use crate::kernel::clock::Clock;
@@ -47,6 +46,7 @@ pub struct Platform {
     router: Router,
     tasks: Tasks,
     first_key: Option<String>,
+    connections: serve::Config,
 }
 
 impl Platform {
@@ -106,7 +106,7 @@ impl Platform {
         });
         let router = gateway::pipeline(door.clone(), control::router(&door));
         let tasks = Tasks::start(tasks(&door));
-        Ok(Self { door, router, tasks, first_key })
+        Ok(Self { door, router, tasks, first_key, connections: config.connections.clone() })
     }
 
     /// The operator's key, if this start made it: to be shown once.
@@ -121,16 +121,15 @@ impl Platform {
 
     /// Answer requests until `stop`, then let those that run end, write what waits, and return.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<()> {
-        let service = self.router.into_make_service_with_connect_info::<SocketAddr>();
-        let stopped = stop.clone();
-        let server = axum::serve(listener, service).with_graceful_shutdown(async move { stopped.cancelled().await });
+        let counts = self.door.metrics.connections.clone();
+        let server = serve::serve(listener, self.router, &self.connections, counts, stop.clone());
         let drained = async {
             stop.cancelled().await;
             self.door.stopping.cancel();
             tokio::time::sleep(DRAIN).await;
         };
         tokio::select! {
-            ended = server.into_future() => ended.map_err(Error::internal)?,
+            () = server => {}
             () = drained => tracing::warn!("some requests did not end in time; they are dropped"),
         }
         self.tasks.stop().await;

@@ -556,7 +556,7 @@ async fn an_answers_headers_are_the_plugins_only_where_they_may_be() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_line_of_the_servers_log_is_one_object_whatever_a_guest_says() {
-    let setup = Setup { keep_log: true, ..Setup::sqlite() }.with("RUST_LOG", "debug").with("CHALET_BREAK", "panic");
+    let setup = Setup::sqlite().logged().with("RUST_LOG", "debug").with("CHALET_BREAK", "panic");
     let server = Server::start_with(setup);
     let watch = Watch::begin(&server).await.expect_panics(1);
     let acme = server.tenant("acme").await;

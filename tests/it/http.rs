@@ -1,5 +1,7 @@
 //! Outgoing HTTP: to granted hosts, never inwards, and once over re-runs.
 
+mod hostile;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;

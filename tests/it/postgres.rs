@@ -152,14 +152,130 @@ async fn every_table_of_a_tenant_is_under_forced_security_and_begins_its_key_wit
     }
     assert_eq!(free, PLATFORM_TABLES, "tables without row-level security stand in this list by name");
     assert!(tables.len() >= 7, "the catalog was read");
-    let odd = count(
-        &mut admin,
-        "select count(*) from pg_proc where pronamespace = 'public'::regnamespace and prosecdef \
-         or pronamespace = 'public'::regnamespace and prolang = (select oid from pg_language where lanname = 'plpgsql') \
-            and not coalesce(proconfig::text like '%search_path%', false)",
-    )
-    .await;
-    assert_eq!(odd, 0, "every function runs with its caller's rights and a fixed search path");
+}
+
+/// Ways around row-level security, each with a statement that finds where the schema has one.
+const WAYS_AROUND: [(&str, &str); 12] = [
+    (
+        "a view that reads with its owner's rights",
+        "select relname::text from pg_class where relkind = 'v' and relnamespace = 'public'::regnamespace \
+         and not coalesce(reloptions::text ~ 'security_invoker=(true|on)', false)",
+    ),
+    (
+        "a copy of rows that has no security",
+        "select relname::text from pg_class where relkind in ('m', 'f') and relnamespace = 'public'::regnamespace",
+    ),
+    (
+        "a function that runs with its owner's rights",
+        "select proname::text from pg_proc where pronamespace = 'public'::regnamespace and prosecdef",
+    ),
+    (
+        "a function that finds its tables by the caller's search path",
+        "select proname::text from pg_proc where pronamespace = 'public'::regnamespace \
+         and prolang = (select oid from pg_language where lanname = 'plpgsql') \
+         and not coalesce(proconfig::text like '%search_path%', false)",
+    ),
+    (
+        "a second policy that lets more pass",
+        "select polrelid::regclass::text from pg_policy where polpermissive group by polrelid having count(*) > 1",
+    ),
+    ("a policy for one role alone", "select polrelid::regclass::text from pg_policy where polroles <> '{0}'"),
+    (
+        "a reference that tells whether another tenant's row exists",
+        "select conrelid::regclass::text from pg_constraint c where contype = 'f' \
+         and exists (select 1 from pg_attribute where attrelid = confrelid and attname = 'tenant_id') \
+         and not exists (select 1 from pg_attribute where attrelid = conrelid and attname = 'tenant_id' and attnum = any (conkey))",
+    ),
+    (
+        "a unique key that tells whether another tenant's row exists",
+        "select indexrelid::regclass::text from pg_index join pg_class on oid = indrelid where relrowsecurity and indisunique \
+         and not exists (select 1 from pg_attribute where attrelid = indrelid and attname = 'tenant_id' and attnum = any (indkey))",
+    ),
+    (
+        "a right that row-level security does not bind",
+        "select relname::text from pg_class where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace \
+         and has_table_privilege('chalet_app', oid, 'truncate, references, trigger')",
+    ),
+    (
+        "a trigger or rule that runs beside the statement",
+        "select tgrelid::regclass::text from pg_trigger where not tgisinternal \
+         union all select ev_class::regclass::text from pg_rewrite join pg_class c on c.oid = ev_class \
+         where rulename <> '_RETURN' and relnamespace = 'public'::regnamespace",
+    ),
+    (
+        "a schema that the server's role may make things in",
+        "select nspname::text from pg_namespace where nspname !~ '^pg_temp' and has_schema_privilege('chalet_app', oid, 'create')",
+    ),
+    (
+        "a role that reads or runs more than its tables",
+        "select rolname::text from pg_roles where rolname ~ '^pg_' and pg_has_role('chalet_app', oid, 'member')",
+    ),
+];
+
+/// A statement that opens each of them, in the same order.
+const OPENED: [&str; 12] = [
+    "create view planted as select * from rows",
+    "create materialized view planted as select 1",
+    "create function planted() returns int language sql security definer set search_path = public return 1",
+    "create function planted() returns int language plpgsql as 'begin return 1; end'",
+    "create policy planted on rows using (true)",
+    "create policy planted on rows as restrictive to chalet_app using (true)",
+    "alter table tenants add planted text, add foreign key (planted) references api_keys (id)",
+    "create unique index planted on rows (space, key)",
+    "grant truncate on rows to chalet_app",
+    "create rule planted as on delete to rows do also select 1",
+    "grant create on schema public to chalet_app",
+    "grant pg_read_all_data to chalet_app",
+];
+
+#[tokio::test]
+async fn there_is_no_way_around_row_level_security_and_each_would_be_found() {
+    let database = postgres::database().await;
+    let mut admin = connect(&database.admin_url).await;
+    let found = async |connection: &mut PgConnection| {
+        let mut ways = Vec::new();
+        for (way, statement) in WAYS_AROUND {
+            let places: Vec<String> = sqlx::query_scalar(statement).fetch_all(&mut *connection).await.expect(way);
+            ways.extend(places.into_iter().map(|place| (way, place)));
+        }
+        ways
+    };
+    assert_eq!(found(&mut admin).await, []);
+    for ((way, _), statement) in WAYS_AROUND.iter().zip(OPENED) {
+        admin.execute("begin").await.expect("begins");
+        admin.execute(statement).await.expect(way);
+        let ways = found(&mut admin).await;
+        admin.execute("rollback").await.expect("ends");
+        assert!(ways.iter().any(|(found, _)| found == way), "{statement} is not found: {ways:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_planner_knows_of_rows_is_not_told() {
+    let database = postgres::database().await;
+    let (mut admin, mut app) = (connect(&database.admin_url).await, connect(&database.url).await);
+    let fill = "insert into rows (tenant_id, space, key, value, version) \
+                select 't', 'marker', n::text::bytea, 'marker', 0 from generate_series(1, 500) n; analyze rows";
+    admin.execute(fill).await.expect("inserted");
+    let known = "select count(*) from pg_stats where tablename = 'rows' and most_common_vals::text like '%marker%'";
+    assert!(count(&mut admin, known).await > 0, "there is something to be told");
+    assert_eq!(count(&mut app, known).await, 0);
+    for statement in [
+        "copy rows to '/tmp/planted'",
+        "copy rows to program 'cat'",
+        "copy rows from '/etc/passwd'",
+        "select pg_read_file('/etc/passwd')",
+        "select * from pg_statistic",
+        "set role chalet_owner",
+        "set session authorization chalet_owner",
+        "alter table rows disable row level security",
+        "alter role chalet_app bypassrls",
+        "truncate rows",
+    ] {
+        app.execute(statement).await.expect_err(statement);
+    }
+    app.execute("set row_security = off").await.expect("a setting that only turns silence into an error");
+    app.execute("select * from rows").await.expect_err("the query would be affected by row-level security");
 }
 
 /// Calls of every function that looks rows of the tenant `t` up by their keys, each with three keys.

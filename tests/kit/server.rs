@@ -1,6 +1,7 @@
 //! Servers as their users have them: the `chalet` binary in a process of its own, reached over HTTP.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -19,6 +20,8 @@ pub const ADMIN: &str = "test-admin-key-0123456789-abcdefghijklmnop";
 
 /// Connections that the tests' client keeps open to a server.
 pub const IDLE_CONNECTIONS: usize = 128;
+/// The file in the data folder that a log is kept in.
+const LOG: &str = "log.jsonl";
 
 /// The binary, which cargo has built for these tests.
 pub fn binary() -> &'static Path {
@@ -30,8 +33,8 @@ pub fn binary() -> &'static Path {
 pub struct Setup {
     /// Variables of its environment, beside the ones that every test server has.
     pub variables: Vec<(String, String)>,
-    /// Whether its log is kept for [`Server::log`], and not shown.
-    pub keep_log: bool,
+    logged: bool,
+    listen: Option<SocketAddr>,
 }
 
 impl Setup {
@@ -48,6 +51,20 @@ impl Setup {
     /// This database, as the application's role. Nodes on one database share its master key.
     pub fn on(database: &postgres::Database) -> Self {
         Self::default().with("CHALET_DATABASE_URL", &database.url).with("CHALET_MASTER_KEY", &"5e".repeat(32))
+    }
+
+    /// Listen at this address, where a server has to be told its own.
+    #[must_use]
+    pub fn at(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
+    }
+
+    /// Keep its log for [`Server::log`] instead of showing it.
+    #[must_use]
+    pub fn logged(mut self) -> Self {
+        self.logged = true;
+        self
     }
 
     /// One more variable.
@@ -132,9 +149,9 @@ impl Server {
         kill_process(Pid::from_child(&process), signal).expect("the server lives");
     }
 
-    /// What it has logged, if its setup keeps that.
+    /// What it has logged, if it was started [`Setup::logged`].
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.data.path().join(LOG)).expect("its setup keeps the log")
+        std::fs::read_to_string(self.data.path().join(LOG)).expect("the server was told to keep its log")
     }
 
     /// A request with the operator's key.
@@ -197,13 +214,11 @@ impl Drop for Server {
     }
 }
 
-/// The file in the data folder that the log is kept in.
-const LOG: &str = "server.log";
 
 fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
     let mut command = Command::new(binary());
     command
-        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+        .args(["serve", "--listen", &setup.listen.unwrap_or(([127, 0, 0, 1], 0).into()).to_string(), "--data"])
         .arg(data)
         .env("CHALET_ADMIN_KEY", ADMIN)
         .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()))
@@ -211,8 +226,9 @@ fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
         .current_dir(data)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    if setup.keep_log {
-        command.stderr(std::fs::File::create(data.join(LOG)).expect("the data folder can be written"));
+    if setup.logged {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(data.join(LOG)).expect("a file");
+        command.stderr(log);
     }
     let mut process = command.spawn().expect("the server starts");
     let mut line = String::new();

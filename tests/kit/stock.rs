@@ -61,10 +61,35 @@ fn installed() -> &'static PathBuf {
         if std::fs::read(&mark).is_ok_and(|installed| installed == lock) {
             return folder;
         }
-        let npm = Command::new("npm").args(["ci", "--loglevel=error"]).current_dir(&folder).output();
+        // What is needed is their code alone; none of them has to build anything.
+        let npm =
+            Command::new("npm").args(["ci", "--ignore-scripts", "--loglevel=error"]).current_dir(&folder).output();
         let npm = npm.expect("npm is installed: see tests/prepare.sh");
         assert!(npm.status.success(), "npm ci failed: {}", String::from_utf8_lossy(&npm.stderr));
         std::fs::write(&mark, lock).expect("the folder can be written");
         folder
     })
+}
+
+/// A program of the Python packages that `requirements.txt` names; they are installed when they are not yet.
+pub fn python(program: &str) -> Command {
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    let folder = INSTALLED.get_or_init(|| {
+        let (list, folder) = (root().join("tests/stock/requirements.txt"), root().join("tests/stock/.venv"));
+        let wanted = std::fs::read(&list).expect("the list is in the sources");
+        let mark = folder.join(".installed-requirements.txt");
+        if std::fs::read(&mark).is_ok_and(|installed| installed == wanted) {
+            return folder;
+        }
+        let run = |command: &mut Command| {
+            let done = command.output().expect("Python is installed: see tests/prepare.sh");
+            assert!(done.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&done.stderr));
+        };
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
+        let pip = folder.join("bin/pip");
+        run(Command::new(pip).args(["install", "--quiet", "--no-deps", "--only-binary", ":all:", "-r"]).arg(&list));
+        std::fs::write(&mark, wanted).expect("the folder can be written");
+        folder
+    });
+    Command::new(folder.join("bin").join(program))
 }

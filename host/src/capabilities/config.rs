@@ -16,6 +16,6 @@ impl config::Host for Call<'_> {
         let guest = self.enter(ROW_FUEL)?;
         grant(&guest.grants().config, "config", &name)?;
         let invocation = guest.invocation().clone();
-        Ok(settings::get(&mut guest.effects, &invocation.manifest.name, &name).await?)
+        Ok(settings::get(&guest.effects, &invocation.manifest.name, &name).await?)
     }
 }

@@ -10,6 +10,7 @@ use crate::capabilities::error::to_wit;
 use crate::engine::bindings::chalet::platform::{http, types};
 use crate::engine::guest::{self, Arguments, Call, Guest, Immediate, OUTSIDE_FUEL, Refusal};
 use crate::kernel::error::{Error, Kind};
+use crate::kernel::header::DEPTH;
 use crate::services::egress;
 
 /// The header by which a receiver tells a repeated request.
@@ -60,6 +61,8 @@ fn outgoing(guest: &Guest, request: http::Request, arguments: Arguments, ordinal
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(IDEMPOTENCY_KEY)) {
         headers.push((IDEMPOTENCY_KEY.to_owned(), key(guest, arguments, ordinal).into()));
     }
+    headers.retain(|(name, _)| !name.eq_ignore_ascii_case(DEPTH));
+    headers.push((DEPTH.to_owned(), guest.invocation().depth.saturating_add(1).to_string().into()));
     let remaining = guest.remaining();
     let timeout = request.timeout_ms.map_or(remaining, |ms| remaining.min(Duration::from_millis(ms.into())));
     egress::Request { method: request.method, url: request.url, headers, body: request.body.into(), timeout }

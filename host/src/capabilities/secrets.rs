@@ -14,6 +14,6 @@ impl secrets::Host for Call<'_> {
     async fn get(&mut self, name: String) -> Result<Vec<u8>, Refusal> {
         let guest = self.enter(ROW_FUEL)?;
         grant(&guest.grants().secrets, "secrets", &name)?;
-        Ok(guest.services().secrets.get(&mut guest.effects, &name).await?)
+        Ok(guest.services().secrets.get(&guest.effects, &name).await?)
     }
 }

@@ -45,6 +45,8 @@ impl Serve {
 /// Log lines go to stderr as JSON, one object a line; `RUST_LOG` chooses.
 fn logs() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    // It warns of each frame that is not right: a stranger would write the log.
+    let filter = filter.add_directive("h2=error".parse().expect("a directive"));
     tracing_subscriber::fmt().json().with_writer(std::io::stderr).with_env_filter(filter).init();
 }
 

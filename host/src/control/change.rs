@@ -15,6 +15,7 @@ use crate::effects::{Effects, Verdict};
 use crate::gateway::Door;
 use crate::gateway::plugin::read_body;
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::json;
 use crate::kernel::tenant::TenantScope;
 use crate::services::idempotency::{self, Answer, Cause, Held};
 
@@ -203,8 +204,7 @@ pub(super) fn cause(parts: &axum::http::request::Parts, caller: &str, body: &[u8
 
 /// JSON of a shape, with an error that names the place.
 pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body)
-        .map_err(|error| Error::new(Kind::Invalid, "bad_json", format!("the body is not the JSON expected: {error}")))
+    json::object(body, |why| Error::invalid(format!("the body is not the JSON expected: {why}")))
 }
 
 /// An answer with a JSON body.

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::page::{List, Page, next};
 use crate::control::{LOG_POLL, Tenant};
 use crate::gateway::Door;
-use crate::gateway::respond::Problem;
+use crate::gateway::extract::{Path, Query};
 use crate::kernel::error::{Kind, Result};
 use crate::kernel::tenant::TenantScope;
 use crate::services::invocations::{self, Line, Record};
@@ -41,7 +41,7 @@ pub(super) struct Filter {
 
 /// The tenant's invocations, the latest first.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/invocations", tag = "invocations", params(("tenant" = String, Path), Page),
-    responses((status = 200, body = List<Record>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<Record>)))]
 pub(super) async fn list(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -57,7 +57,7 @@ pub(super) async fn list(
 
 /// One invocation with its log.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/invocations/{id}", tag = "invocations", params(("tenant" = String, Path), ("id" = String, Path)),
-    responses((status = 200, body = Detail), (status = "default", body = Problem)))]
+    responses((status = 200, body = Detail)))]
 pub(super) async fn get(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -76,7 +76,7 @@ pub(super) async fn get(
 
 /// Invocations with their logs as they end (server-sent events, one JSON object each).
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/logs", tag = "invocations", params(("tenant" = String, Path), Filter),
-    responses((status = 200, body = String, content_type = "text/event-stream"), (status = "default", body = Problem)))]
+    responses((status = 200, body = String, content_type = "text/event-stream")))]
 pub(super) async fn logs(
     State(door): State<Door>,
     Tenant(scope): Tenant,

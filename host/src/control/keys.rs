@@ -1,6 +1,6 @@
 //! A tenant's API keys.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use crate::control::change::{Change, commit, json};
 use crate::control::page::{List, Page, next};
 use crate::control::{Caller, Tenant};
 use crate::gateway::Door;
-use crate::gateway::respond::Problem;
+use crate::gateway::extract::{Path, Query};
 use crate::kernel::clock::rfc3339;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::services::keys::{Listed, Right};
@@ -48,7 +48,7 @@ impl KeyView {
 
 /// Make a key. It is shown once.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/keys", tag = "keys", params(("tenant" = String, Path)), request_body = NewKey,
-    responses((status = 201, body = KeyView), (status = "default", body = Problem)))]
+    responses((status = 201, body = KeyView)))]
 pub(super) async fn create(State(door): State<Door>, Caller(caller): Caller, change: Change) -> Result<Response> {
     let new: NewKey = change.json()?;
     let wider = new.scopes.iter().any(|scope| scope == Right::PlatformAdmin.name());
@@ -69,7 +69,7 @@ pub(super) async fn create(State(door): State<Door>, Caller(caller): Caller, cha
 
 /// The tenant's keys, without their secrets.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/keys", tag = "keys", params(("tenant" = String, Path), Page),
-    responses((status = 200, body = List<KeyView>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<KeyView>)))]
 pub(super) async fn list(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -86,7 +86,7 @@ pub(super) async fn list(
 
 /// Revoke a key: at once on this node, within two seconds on others.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/keys/{key}", tag = "keys", params(("tenant" = String, Path), ("key" = String, Path)),
-    responses((status = 204), (status = "default", body = Problem)))]
+    responses((status = 204)))]
 pub(super) async fn delete(
     State(door): State<Door>,
     Tenant(scope): Tenant,

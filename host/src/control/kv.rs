@@ -1,7 +1,7 @@
 //! Key-value entries over HTTP: the bytes are the body, the version is the ETag.
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::control::Tenant;
 use crate::control::change::{Change, commit, empty, precondition};
 use crate::control::page::{List, Page, next};
 use crate::gateway::Door;
-use crate::gateway::respond::Problem;
+use crate::gateway::extract::{Path, Query};
 use crate::kernel::error::{Error, Result};
 use crate::services::kv;
 
@@ -46,7 +46,7 @@ pub(super) struct Lifetime {
 
 /// Entries of a collection in the order of their keys' bytes.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/kv/{collection}", tag = "kv", params(("tenant" = String, Path), ("collection" = String, Path), Filter),
-    responses((status = 200, body = List<Item>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<Item>)))]
 pub(super) async fn list(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -68,7 +68,7 @@ pub(super) async fn list(
 /// An entry's bytes.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/kv/{collection}/{key}", tag = "kv",
     params(("tenant" = String, Path), ("collection" = String, Path), ("key" = String, Path)),
-    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 304), (status = "default", body = Problem)))]
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 304)))]
 pub(super) async fn get(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -100,7 +100,7 @@ pub(super) async fn get(
 #[utoipa::path(put, path = "/v1/tenants/{tenant}/kv/{collection}/{key}", tag = "kv",
     params(("tenant" = String, Path), ("collection" = String, Path), ("key" = String, Path), Lifetime),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 201, description = "Made"), (status = 204, description = "Replaced"), (status = "default", body = Problem)))]
+    responses((status = 201, description = "Made"), (status = 204, description = "Replaced")))]
 pub(super) async fn put(
     Path((_, collection, key)): Path<(String, String, String)>,
     Query(lifetime): Query<Lifetime>,
@@ -118,7 +118,7 @@ pub(super) async fn put(
 /// Remove an entry. `If-Match` demands a version.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/kv/{collection}/{key}", tag = "kv",
     params(("tenant" = String, Path), ("collection" = String, Path), ("key" = String, Path)),
-    responses((status = 204), (status = "default", body = Problem)))]
+    responses((status = 204)))]
 pub(super) async fn delete(Path((_, collection, key)): Path<(String, String, String)>, change: Change) -> Response {
     let headers = change.headers.clone();
     commit!(change, |effects| {

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::control::Tenant;
 use crate::control::change::{Change, commit, json, precondition};
 use crate::gateway::Door;
-use crate::gateway::respond::Problem;
 use crate::kernel::error::{Error, Result};
 use crate::services::limits::{Decision, Document};
 
@@ -55,7 +54,7 @@ impl From<Decision> for DecisionView {
 
 /// The tenant's limits.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/limits", tag = "limits", params(("tenant" = String, Path)),
-    responses((status = 200, body = Document), (status = "default", body = Problem)))]
+    responses((status = 200, body = Document)))]
 pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Result<Response> {
     let (document, version) = door.limits.get(&mut door.shard.begin(&scope)).await?;
     let mut response = Json(&*document).into_response();
@@ -67,7 +66,7 @@ pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Resu
 
 /// Replace the tenant's limits.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}/limits", tag = "limits", params(("tenant" = String, Path)), request_body = Document,
-    responses((status = 200, body = Document), (status = "default", body = Problem)))]
+    responses((status = 200, body = Document)))]
 pub(super) async fn put(State(door): State<Door>, change: Change) -> Response {
     let (headers, body) = (change.headers.clone(), change.body.clone());
     commit!(change.versioned(), |effects| {
@@ -79,7 +78,7 @@ pub(super) async fn put(State(door): State<Door>, change: Change) -> Response {
 
 /// Count by a limit. The count is taken at once and is not repeated for the same `Idempotency-Key`.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/limits/check", tag = "limits", params(("tenant" = String, Path)), request_body = Take,
-    responses((status = 200, body = DecisionView), (status = "default", body = Problem)))]
+    responses((status = 200, body = DecisionView)))]
 pub(super) async fn check(State(door): State<Door>, change: Change) -> Result<Response> {
     let take: Take = change.json()?;
     // Counted once, also if the transaction around the stored answer runs again.

@@ -1,12 +1,13 @@
 //! The OpenFeature Remote Evaluation Protocol: what stock OpenFeature providers ask. The tenant is the key's.
 
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::control::Tenant;
 use crate::gateway::Door;
+use crate::gateway::extract::Path;
 use crate::gateway::plugin::read_body;
 use crate::kernel::error::{Kind, Result};
 use crate::kernel::tenant::TenantScope;
@@ -18,8 +19,7 @@ const CONTEXT_BYTES: u64 = 64 << 10;
 
 /// Evaluate one flag.
 #[utoipa::path(post, path = "/ofrep/v1/evaluate/flags/{key}", tag = "ofrep", params(("key" = String, Path)), request_body = Object,
-    responses((status = 200, body = Object), (status = 400, body = Object), (status = 404, body = Object),
-        (status = "default", description = "The credential is missing or lacks a scope, or a limit is used up", body = Object)))]
+    responses((status = 200, body = Object), (status = 400, body = Object), (status = 404, body = Object)))]
 pub(super) async fn evaluate(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -35,8 +35,7 @@ pub(super) async fn evaluate(
 
 /// Evaluate all flags. The ETag changes when an evaluation does.
 #[utoipa::path(post, path = "/ofrep/v1/evaluate/flags", tag = "ofrep", request_body = Object,
-    responses((status = 200, body = Object), (status = 304), (status = 400, body = Object),
-        (status = "default", description = "The credential is missing or lacks a scope, or a limit is used up", body = Object)))]
+    responses((status = 200, body = Object), (status = 304), (status = 400, body = Object)))]
 pub(super) async fn evaluate_all(
     State(door): State<Door>,
     Tenant(scope): Tenant,

@@ -1,13 +1,13 @@
 //! Plans: what tenants can buy.
 
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 
 use crate::control::change::parse_json;
 use crate::control::page::List;
 use crate::gateway::Door;
+use crate::gateway::extract::Path;
 use crate::gateway::plugin::read_body;
-use crate::gateway::respond::Problem;
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::Plan;
 
@@ -15,14 +15,14 @@ use crate::kernel::tenant::Plan;
 const BODY_BYTES: u64 = 16 << 10;
 
 /// All plans, by name.
-#[utoipa::path(get, path = "/v1/plans", tag = "plans", responses((status = 200, body = List<Plan>), (status = "default", body = Problem)))]
+#[utoipa::path(get, path = "/v1/plans", tag = "plans", responses((status = 200, body = List<Plan>)))]
 pub(super) async fn list(State(door): State<Door>) -> Result<List<Plan>> {
     Ok(List { data: door.directory.plans().await?, next: None })
 }
 
 /// One plan.
 #[utoipa::path(get, path = "/v1/plans/{plan}", tag = "plans", params(("plan" = String, Path)),
-    responses((status = 200, body = Plan), (status = "default", body = Problem)))]
+    responses((status = 200, body = Plan)))]
 pub(super) async fn get(State(door): State<Door>, Path(name): Path<String>) -> Result<Json<Plan>> {
     let plans = door.directory.plans().await?;
     plans.into_iter().find(|plan| plan.name == name).map(Json).ok_or_else(|| Error::not_found("no such plan"))
@@ -30,7 +30,7 @@ pub(super) async fn get(State(door): State<Door>, Path(name): Path<String>) -> R
 
 /// Define or redefine a plan. Fields that are not given are those of the plan `free`.
 #[utoipa::path(put, path = "/v1/plans/{plan}", tag = "plans", params(("plan" = String, Path)), request_body = Plan,
-    responses((status = 200, body = Plan), (status = "default", body = Problem)))]
+    responses((status = 200, body = Plan)))]
 pub(super) async fn put(State(door): State<Door>, Path(name): Path<String>, request: Request) -> Result<Json<Plan>> {
     let body = read_body(request.into_body(), BODY_BYTES).await?;
     let mut fields: serde_json::Map<String, serde_json::Value> = parse_json(&body)?;

@@ -1,7 +1,7 @@
 //! Plugins: upload, approval, release, rollback.
 
 use axum::Json;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::control::Tenant;
 use crate::control::change::{Change, commit, empty, json};
 use crate::control::page::{List, Page, next};
 use crate::gateway::Door;
-use crate::gateway::respond::Problem;
+use crate::gateway::extract::{Path, Query};
 use crate::kernel::clock::rfc3339;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::services::plugins::manifest::Manifest;
@@ -101,7 +101,7 @@ fn invalid(code: &'static str, message: impl Into<std::borrow::Cow<'static, str>
 #[utoipa::path(put, path = "/v1/tenants/{tenant}/plugins/{plugin}", tag = "plugins",
     params(("tenant" = String, Path), ("plugin" = String, Path)),
     request_body(content = Vec<u8>, content_type = "application/wasm"),
-    responses((status = 201, body = VersionView), (status = 200, body = VersionView, description = "The same bytes were stored before"), (status = "default", body = Problem)))]
+    responses((status = 201, body = VersionView), (status = 200, body = VersionView, description = "The same bytes were stored before")))]
 pub(super) async fn upload(
     State(door): State<Door>,
     Path((_, name)): Path<(String, String)>,
@@ -146,7 +146,7 @@ pub(super) async fn upload(
 
 /// The tenant's plugins, by name.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/plugins", tag = "plugins", params(("tenant" = String, Path), Page),
-    responses((status = 200, body = List<PluginView>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<PluginView>)))]
 pub(super) async fn list(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -161,7 +161,7 @@ pub(super) async fn list(
 
 /// One plugin.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/plugins/{plugin}", tag = "plugins", params(("tenant" = String, Path), ("plugin" = String, Path)),
-    responses((status = 200, body = PluginView), (status = "default", body = Problem)))]
+    responses((status = 200, body = PluginView)))]
 pub(super) async fn get(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -172,7 +172,7 @@ pub(super) async fn get(
 
 /// Remove a plugin with its versions. What it stored stays: collections belong to the tenant.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/plugins/{plugin}", tag = "plugins", params(("tenant" = String, Path), ("plugin" = String, Path)),
-    responses((status = 204), (status = "default", body = Problem)))]
+    responses((status = 204)))]
 pub(super) async fn delete(Path((_, plugin)): Path<(String, String)>, change: Change) -> Response {
     commit!(change, |effects| {
         plugins::delete(effects, &plugin).await?;
@@ -182,7 +182,7 @@ pub(super) async fn delete(Path((_, plugin)): Path<(String, String)>, change: Ch
 
 /// A plugin's versions.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/plugins/{plugin}/versions", tag = "plugins", params(("tenant" = String, Path), ("plugin" = String, Path), Page),
-    responses((status = 200, body = List<VersionView>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<VersionView>)))]
 pub(super) async fn versions(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -200,7 +200,7 @@ pub(super) async fn versions(
 /// Approve all grants that a version asks for.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/plugins/{plugin}/versions/{version}/approve", tag = "plugins",
     params(("tenant" = String, Path), ("plugin" = String, Path), ("version" = String, Path)),
-    responses((status = 200, body = VersionView), (status = "default", body = Problem)))]
+    responses((status = 200, body = VersionView)))]
 pub(super) async fn approve(Path((_, plugin, version)): Path<(String, String, String)>, change: Change) -> Response {
     commit!(change, |effects| json(
         StatusCode::OK,
@@ -210,7 +210,7 @@ pub(super) async fn approve(Path((_, plugin, version)): Path<(String, String, St
 
 /// Give a version a share of the traffic.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/plugins/{plugin}/release", tag = "plugins", params(("tenant" = String, Path), ("plugin" = String, Path)),
-    request_body = NewRelease, responses((status = 200, body = PluginView), (status = "default", body = Problem)))]
+    request_body = NewRelease, responses((status = 200, body = PluginView)))]
 pub(super) async fn release(Path((_, plugin)): Path<(String, String)>, change: Change) -> Result<Response> {
     let new: NewRelease = change.json()?;
     let percent = new.percent.unwrap_or(100);
@@ -221,7 +221,7 @@ pub(super) async fn release(Path((_, plugin)): Path<(String, String)>, change: C
 
 /// Go back to the release before this one.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/plugins/{plugin}/rollback", tag = "plugins", params(("tenant" = String, Path), ("plugin" = String, Path)),
-    responses((status = 200, body = PluginView), (status = "default", body = Problem)))]
+    responses((status = 200, body = PluginView)))]
 pub(super) async fn rollback(Path((_, plugin)): Path<(String, String)>, change: Change) -> Response {
     commit!(change, |effects| json(StatusCode::OK, &PluginView::of(plugins::rollback(effects, &plugin).await?)?))
 }

@@ -1,6 +1,6 @@
 //! Secrets: written and deleted, listed by name, never read back.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use crate::control::Tenant;
 use crate::control::change::{Change, commit, empty};
 use crate::control::page::List;
 use crate::gateway::Door;
-use crate::gateway::respond::Problem;
+use crate::gateway::extract::Path;
 use crate::kernel::error::{Error, Result};
 
 /// A secret, without its value.
@@ -23,7 +23,7 @@ pub(super) struct SecretView {
 /// Store a secret: the body's bytes.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}/secrets/{name}", tag = "secrets", params(("tenant" = String, Path), ("name" = String, Path)),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 204), (status = "default", body = Problem)))]
+    responses((status = 204)))]
 pub(super) async fn put(State(door): State<Door>, Path((_, name)): Path<(String, String)>, change: Change) -> Response {
     let body = change.body.clone();
     commit!(change, |effects| {
@@ -34,7 +34,7 @@ pub(super) async fn put(State(door): State<Door>, Path((_, name)): Path<(String,
 
 /// Names of the tenant's secrets.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/secrets", tag = "secrets", params(("tenant" = String, Path)),
-    responses((status = 200, body = List<SecretView>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<SecretView>)))]
 pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant) -> Result<List<SecretView>> {
     let listed = door.services.secrets.list(&mut door.shard.begin(&scope)).await?;
     Ok(List {
@@ -45,7 +45,7 @@ pub(super) async fn list(State(door): State<Door>, Tenant(scope): Tenant) -> Res
 
 /// Delete a secret.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/secrets/{name}", tag = "secrets", params(("tenant" = String, Path), ("name" = String, Path)),
-    responses((status = 204), (status = "default", body = Problem)))]
+    responses((status = 204)))]
 pub(super) async fn delete(
     State(door): State<Door>,
     Path((_, name)): Path<(String, String)>,

@@ -1,7 +1,7 @@
 //! Tenants: made, listed, moved to another plan and deleted by the operator.
 
 use axum::Json;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -10,8 +10,8 @@ use crate::control::change::{cause, json, parse_json, rendered};
 use crate::control::page::{List, Page, next};
 use crate::control::{Caller, Tenant, no_tenant};
 use crate::gateway::Door;
+use crate::gateway::extract::{Path, Query};
 use crate::gateway::plugin::read_body;
-use crate::gateway::respond::Problem;
 use crate::kernel::clock::rfc3339;
 use crate::kernel::error::{Error, Result};
 use crate::services::directory;
@@ -64,7 +64,7 @@ impl TenantView {
 
 /// Make a tenant.
 #[utoipa::path(post, path = "/v1/tenants", tag = "tenants", request_body = NewTenant,
-    responses((status = 201, body = TenantView), (status = "default", body = Problem)))]
+    responses((status = 201, body = TenantView)))]
 pub(super) async fn create(State(door): State<Door>, Caller(caller): Caller, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let body = read_body(body, BODY_BYTES).await?;
@@ -92,7 +92,7 @@ pub(super) async fn create(State(door): State<Door>, Caller(caller): Caller, req
 
 /// All tenants, by name.
 #[utoipa::path(get, path = "/v1/tenants", tag = "tenants", params(Page),
-    responses((status = 200, body = List<TenantView>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<TenantView>)))]
 pub(super) async fn list(State(door): State<Door>, Query(page): Query<Page>) -> Result<List<TenantView>> {
     let limit = page.limit()?;
     let after = page.after_text(&door, "tenants")?;
@@ -106,7 +106,7 @@ pub(super) async fn list(State(door): State<Door>, Query(page): Query<Page>) -> 
 
 /// One tenant.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)),
-    responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
+    responses((status = 200, body = TenantView)))]
 pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Result<Json<TenantView>> {
     let tenant = door.directory.describe(&scope).await?;
     let (_, bytes) = door.shard.store().head(&scope).await?;
@@ -115,7 +115,7 @@ pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Resu
 
 /// Put a tenant on another plan.
 #[utoipa::path(patch, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)), request_body = TenantChange,
-    responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
+    responses((status = 200, body = TenantView)))]
 pub(super) async fn change(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -129,7 +129,7 @@ pub(super) async fn change(
 
 /// Delete a tenant with all that it stored.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)),
-    responses((status = 204), (status = "default", body = Problem)))]
+    responses((status = 204)))]
 pub(super) async fn delete(State(door): State<Door>, Path(name): Path<String>) -> Result<Response> {
     let scope = door.directory.by_name(&name).await?.ok_or_else(no_tenant)?;
     door.directory.delete(&scope).await.map_err(|error: Error| error)?;

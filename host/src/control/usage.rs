@@ -1,7 +1,7 @@
 //! Usage: events are ingested, meters defined, and sums asked for.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use crate::control::Tenant;
 use crate::control::change::{Change, commit, empty, json, precondition};
 use crate::control::page::List;
 use crate::gateway::Door;
-use crate::gateway::respond::Problem;
+use crate::gateway::extract::{Path, Query};
 use crate::kernel::error::{Error, Result};
 use crate::services::meters::{self, Definition, Ingested, Listed, UsageRow};
 
@@ -41,7 +41,7 @@ pub(super) struct Question {
         ("ce-type" = Option<String>, Header, description = "In binary mode: what happened. Other attributes in the same manner")),
     request_body(content((Object = "application/cloudevents+json"), (Vec<Object> = "application/cloudevents-batch+json"),
         (Object = "application/json"))),
-    responses((status = 202, body = Ingested), (status = "default", body = Problem)))]
+    responses((status = 202, body = Ingested)))]
 pub(super) async fn ingest(State(door): State<Door>, change: Change) -> Result<Response> {
     let events = meters::receive(&change.headers, &change.body, door.shard.clock().now_ms())?;
     Ok(commit!(change, |effects| json(StatusCode::ACCEPTED, &meters::ingest(effects, &events).await?)))
@@ -49,7 +49,7 @@ pub(super) async fn ingest(State(door): State<Door>, change: Change) -> Result<R
 
 /// Sums of a meter by window and group. Values are decimals.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/usage", tag = "usage", params(("tenant" = String, Path), Question),
-    responses((status = 200, body = List<UsageRow>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<UsageRow>)))]
 pub(super) async fn query(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -71,14 +71,14 @@ pub(super) async fn query(
 
 /// The tenant's meters: built-in, defined, and recorded by plugins.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/meters", tag = "usage", params(("tenant" = String, Path)),
-    responses((status = 200, body = List<Listed>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<Listed>)))]
 pub(super) async fn meters(State(door): State<Door>, Tenant(scope): Tenant) -> Result<List<Listed>> {
     Ok(List { data: meters::list(&mut door.shard.begin(&scope)).await?, next: None })
 }
 
 /// One defined meter.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/meters/{meter}", tag = "usage", params(("tenant" = String, Path), ("meter" = String, Path)),
-    responses((status = 200, body = Definition), (status = "default", body = Problem)))]
+    responses((status = 200, body = Definition)))]
 pub(super) async fn meter(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -95,7 +95,7 @@ pub(super) async fn meter(
 
 /// Define a meter. It counts all stored events of its type, earlier ones too.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}/meters/{meter}", tag = "usage", params(("tenant" = String, Path), ("meter" = String, Path)),
-    request_body = Definition, responses((status = 200, body = Definition), (status = 201, body = Definition), (status = "default", body = Problem)))]
+    request_body = Definition, responses((status = 200, body = Definition), (status = 201, body = Definition)))]
 pub(super) async fn define(Path((_, meter)): Path<(String, String)>, change: Change) -> Response {
     let (headers, body) = (change.headers.clone(), change.body.clone());
     commit!(change.versioned(), |effects| {
@@ -108,7 +108,7 @@ pub(super) async fn define(Path((_, meter)): Path<(String, String)>, change: Cha
 
 /// Remove a meter's definition. Its events stay.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/meters/{meter}", tag = "usage", params(("tenant" = String, Path), ("meter" = String, Path)),
-    responses((status = 204), (status = "default", body = Problem)))]
+    responses((status = 204)))]
 pub(super) async fn remove(Path((_, meter)): Path<(String, String)>, change: Change) -> Response {
     commit!(change, |effects| {
         if meters::delete(effects, &meter).await? {

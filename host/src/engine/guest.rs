@@ -73,6 +73,8 @@ pub struct Invocation {
     pub deadline: Instant,
     /// Told of the fuel of a run that was dropped because its caller went away.
     pub abandoned: Box<dyn Fn(u64) + Send + Sync>,
+    /// How many invocations called each other until this one.
+    pub depth: u8,
 }
 
 /// What one run may use.

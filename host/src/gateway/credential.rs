@@ -2,17 +2,20 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
 use moka::sync::Cache;
 
+use crate::gateway::serve::owner;
 use crate::kernel::error::{Error, Kind, Result};
-use crate::services::keys::{Keys, Principal};
+use crate::services::keys::{self, Keys, Principal};
 
 /// Bad credentials that one address may present a minute.
 const GUESSES: u32 = 100;
+/// Bad credentials of a key's form that all addresses together may present a minute: each costs a look-up.
+const ALL_GUESSES: u32 = 5_000;
 /// Addresses that are remembered; the oldest are forgotten first.
 const ADDRESSES: u64 = 100_000;
 
@@ -20,7 +23,10 @@ const ADDRESSES: u64 = 100_000;
 #[derive(Clone)]
 pub struct Credentials {
     keys: Keys,
-    guesses: Cache<IpAddr, Arc<AtomicU32>>,
+    /// By address; of all of them under none.
+    guesses: Cache<Option<IpAddr>, Arc<AtomicU32>>,
+    /// Credentials that were never a key, refused without a look-up.
+    pub rejected: Arc<AtomicU64>,
 }
 
 /// The key that a request presents, as `Authorization: Bearer` or `X-API-Key`.
@@ -35,7 +41,8 @@ pub fn presented(headers: &HeaderMap) -> Option<&str> {
 impl Credentials {
     /// Authentication against these keys.
     pub fn new(keys: Keys) -> Self {
-        Self { keys, guesses: Cache::builder().max_capacity(ADDRESSES).time_to_live(Duration::from_secs(60)).build() }
+        let guesses = Cache::builder().max_capacity(ADDRESSES).time_to_live(Duration::from_secs(60)).build();
+        Self { keys, guesses, rejected: Arc::default() }
     }
 
     /// Who presents this request.
@@ -48,19 +55,31 @@ impl Credentials {
             )
         };
         let Some(key) = presented(headers) else { return Err(unauthenticated()) };
-        let guesses = self.guesses.get(&peer.ip());
-        if guesses.as_ref().is_some_and(|count| count.load(Ordering::Relaxed) >= GUESSES) {
+        let address = owner(peer.ip());
+        let over = |whose: Option<IpAddr>, most: u32| {
+            self.guesses.get(&whose).is_some_and(|count| count.load(Ordering::Relaxed) >= most)
+        };
+        // Who was here before goes on: behind one proxy all have one address, and a guesser there must not lock them out.
+        if (over(Some(address), GUESSES) || over(None, ALL_GUESSES)) && !self.keys.was_valid(key) {
             return Err(Error::new(
                 Kind::Limited,
                 "too_many_bad_credentials",
-                "too many invalid credentials came from this address; wait a minute",
+                "too many invalid credentials came from this address, or from everywhere; wait a minute",
             )
             .retry_after(Duration::from_secs(60)));
+        }
+        let guessed =
+            |whose: Option<IpAddr>| self.guesses.get_with(whose, Arc::default).fetch_add(1, Ordering::Relaxed);
+        if keys::never_was(key) {
+            self.rejected.fetch_add(1, Ordering::Relaxed);
+            guessed(Some(address));
+            return Err(unauthenticated());
         }
         match self.keys.authenticate(key).await? {
             Some(principal) => Ok(principal),
             None => {
-                self.guesses.get_with(peer.ip(), Arc::default).fetch_add(1, Ordering::Relaxed);
+                guessed(Some(address));
+                guessed(None);
                 Err(unauthenticated())
             }
         }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
 use crate::gateway::Door;
-use crate::gateway::plugin::{read_body, render};
+use crate::gateway::extract::Path;
+use crate::gateway::plugin::{depth, read_body, render};
 use crate::gateway::respond::problem;
 use crate::invocation::Work;
 use crate::kernel::error::{Error, Kind, Result};
@@ -41,9 +42,10 @@ pub(super) async fn handle(
         let verified = verified(&door, &scope, &definition, &parts.headers, &body).await?;
         let admission = door.limits.admit(&door.shard, &scope, &released.version.plugin, None).await?;
         admission.error().map_or(Ok(()), Err)?;
-        Ok::<_, Error>((scope, released, body, verified))
+        let depth = depth(&parts.headers)?;
+        Ok::<_, Error>((scope, released, body, verified, depth))
     };
-    let (scope, released, body, verified) = match prepared.await {
+    let (scope, released, body, verified, depth) = match prepared.await {
         Ok(prepared) => prepared,
         Err(error) => return error.into_response(),
     };
@@ -58,7 +60,7 @@ pub(super) async fn handle(
         headers: delivered(&parts.headers),
         body: body.into(),
     }));
-    match door.invoker.run(Work { scope, released, call, cause: Some(cause) }).await {
+    match door.invoker.run(Work { scope, released, call, cause: Some(cause), depth }).await {
         Ok(done) => render(done, parts.uri.path()),
         Err(failed) => problem(&failed.error, Some(failed.invocation)),
     }
@@ -80,8 +82,8 @@ async fn verified(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Verified> {
-    let mut effects = door.shard.begin(scope);
-    let secret = door.services.secrets.get(&mut effects, &source.secret).await.map_err(|error| {
+    let effects = door.shard.begin(scope);
+    let secret = door.services.secrets.get(&effects, &source.secret).await.map_err(|error| {
         if error.kind() != Kind::NotFound {
             return error;
         }

@@ -1,5 +1,6 @@
 //! `/metrics`: what an operator watches, as OpenMetrics text. No label names a tenant.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::gateway::Door;
+use crate::gateway::{Door, serve};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Answered {
@@ -32,6 +33,8 @@ struct Plane {
 pub struct Metrics {
     requests: Family<Answered, Counter>,
     seconds: Family<Plane, Histogram, fn() -> Histogram>,
+    /// What became of connections.
+    pub connections: Arc<serve::Counts>,
 }
 
 impl Default for Metrics {
@@ -47,6 +50,7 @@ impl Metrics {
         Self {
             requests: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_25, 2.0, 16))),
+            connections: Arc::default(),
         }
     }
 
@@ -101,6 +105,11 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     counter("commit_conflicts", "Transactions whose reads no longer held", read(&counts.conflicts));
     counter("reads", "Statements that read rows", read(&counts.reads));
     counter("reads_cached", "Reads that the cache answered", read(&counts.cached_reads));
+    let rejected = read(&door.credentials.rejected);
+    counter("auth_checksum_reject", "Credentials that were never a key, refused without a look-up", rejected);
+    let counts = &door.metrics.connections;
+    counter("connections_refused", "Connections closed because their address had its share", read(&counts.refused));
+    counter("connections_expired", "Connections closed for being idle or slow", read(&counts.expired));
     let gauge = |value: i64| {
         let gauge: Gauge = Gauge::default();
         gauge.set(value);
@@ -114,6 +123,7 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     registry.register("guests_running", "Guests that run", gauge(door.engine.running() as i64));
     registry.register("slots_free", "Guests that could start without waiting", gauge(door.engine.free_slots() as i64));
     registry.register("commits_waiting", "Transactions that wait for a batch", gauge(door.shard.waiting() as i64));
+    registry.register("connections", "Connections that are open", gauge(read(&counts.open) as i64));
     let loss_ms = i64::try_from(crate::invocation::FLUSH.as_millis()).unwrap_or(0);
     registry.register(
         "usage_loss_bound_milliseconds",

@@ -10,8 +10,10 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use crate::gateway::respond::problem;
+use crate::gateway::serve::TooSlow;
 use crate::gateway::{Door, cookie};
 use crate::invocation::{Done, Work};
+use crate::kernel;
 use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::header::is_hop_by_hop;
@@ -22,6 +24,9 @@ use crate::services::limits::{self, Admission};
 use crate::services::plugins::Released;
 use crate::services::plugins::manifest::Auth;
 use crate::triggers::{Call, http};
+
+/// Invocations that may call each other through the public door. Real chains have two or three.
+const DEPTH: u8 = 8;
 
 fn no_route() -> Error {
     Error::not_found("no such tenant, plugin or route")
@@ -70,6 +75,7 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     let body = read_body(body, scope.plan().request_body_bytes).await.map_err(refuse)?;
     let cause = cause(&caller, &parts.headers, parts.method.as_str(), &parts.uri, plugin, &matched.route, &body)
         .map_err(refuse)?;
+    let depth = depth(&parts.headers).map_err(refuse)?;
     let call = Call::Http(Arc::new(http::Request {
         method: parts.method.as_str().to_owned(),
         path,
@@ -79,7 +85,7 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
         route: matched.route,
         params: matched.params,
     }));
-    let done = door.invoker.run(Work { scope, released, call, cause }).await;
+    let done = door.invoker.run(Work { scope, released, call, cause, depth }).await;
     let response = match done {
         // The path as it was asked for, up to the plugin's name.
         Ok(done) => render(done, &parts.uri.path()[..mount]),
@@ -155,14 +161,29 @@ fn cause(
     Ok(Some(Cause::new(&caller.name(headers), &route, &key, fingerprint, idempotency::API_MS)))
 }
 
+/// How many invocations called each other until this request, as the outgoing requests of this host say.
+pub(super) fn depth(headers: &HeaderMap) -> Result<u8> {
+    let said = headers.get(kernel::header::DEPTH);
+    let depth = said.map_or(Some(0), |value| value.to_str().ok()?.parse().ok()).unwrap_or(u8::MAX);
+    if depth > DEPTH {
+        return Err(Error::new(
+            Kind::Failed,
+            "loop_detected",
+            format!("more than {DEPTH} plugins called each other; let one of them answer by itself"),
+        ));
+    }
+    Ok(depth)
+}
+
 /// A body of at most `limit` bytes; what is longer is refused without being read to its end.
 pub(crate) async fn read_body(body: Body, limit: u64) -> Result<Bytes> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     axum::body::to_bytes(body, limit).await.map_err(|error| {
-        let too_large =
-            std::error::Error::source(&error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
-        if too_large {
+        let causes = || std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        if causes().any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
             Error::new(Kind::Invalid, "too_large", format!("the body has more than {limit} bytes"))
+        } else if causes().any(|cause| cause.is::<TooSlow>()) {
+            Error::new(Kind::Invalid, "body_too_slow", "the body did not arrive in time; send it at once")
         } else {
             Error::invalid("the body could not be read to its end")
         }

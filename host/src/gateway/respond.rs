@@ -41,6 +41,10 @@ pub fn status(error: &Error) -> StatusCode {
         (_, "too_large" | "component_too_large") => StatusCode::PAYLOAD_TOO_LARGE,
         (_, "precondition_failed") => StatusCode::PRECONDITION_FAILED,
         (_, "unsupported_media_type") => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        (_, "method_not_allowed") => StatusCode::METHOD_NOT_ALLOWED,
+        (_, "uri_too_long") => StatusCode::URI_TOO_LONG,
+        (_, "loop_detected") => StatusCode::LOOP_DETECTED,
+        (_, "body_too_slow") => StatusCode::REQUEST_TIMEOUT,
         (_, "deadline_exceeded" | "fuel_exhausted") => StatusCode::GATEWAY_TIMEOUT,
         (Kind::Invalid, "bad_request" | "bad_json" | "idempotency_key_invalid" | "no_such_plan" | "cursor_invalid") => {
             StatusCode::BAD_REQUEST

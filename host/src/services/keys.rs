@@ -6,6 +6,7 @@
 //! first key may be any 32 to 128 of `A-Z a-z 0-9 _ -`.
 
 use std::fmt;
+use std::time::Duration;
 
 use moka::sync::Cache;
 use serde::Serialize;
@@ -22,6 +23,10 @@ use crate::services::directory::FRESH;
 const FIRST: &str = "admin";
 /// Keys of one tenant: enough for one a service and a person, few enough to list.
 const KEYS: usize = 1_000;
+/// Keys that are kept in memory.
+const KNOWN: u64 = 100_000;
+/// How long a key that was used is remembered as one.
+const REMEMBERED: Duration = Duration::from_secs(3_600);
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// What a key may do; each includes what stands below it in its column of the contract.
@@ -127,12 +132,15 @@ pub struct Keys {
     clock: Clock,
     master: Master,
     known: Cache<String, Option<Stored>>,
+    /// Ids of keys that were presented with their secrets not long ago.
+    valid: Cache<String, ()>,
 }
 
 impl Keys {
     /// The keys in this database, digested under this master key.
     pub fn new(db: Db, clock: Clock, master: Master) -> Self {
-        Self { db, clock, master, known: Cache::builder().max_capacity(100_000).time_to_live(FRESH).build() }
+        let known = Cache::builder().max_capacity(KNOWN).time_to_live(FRESH).build();
+        Self { db, clock, master, known, valid: Cache::builder().max_capacity(KNOWN).time_to_idle(REMEMBERED).build() }
     }
 
     /// Make `key` the operator's first key, replacing the one that was set this way before.
@@ -273,7 +281,16 @@ impl Keys {
         if !bool::from(digest.as_slice().ct_eq(&stored.digest)) {
             return Ok(None);
         }
+        if id != FIRST && self.valid.get(id).is_none() {
+            self.valid.insert(id.to_owned(), ());
+        }
         Ok(Some(Principal { key: id.to_owned(), tenant: stored.tenant, rights: stored.rights }))
+    }
+
+    /// Whether this key's id was presented with its secret not long ago. A secret of ours has too many bits to be
+    /// guessed by whoever knows that; the operator's first key may not have, and is never remembered.
+    pub fn was_valid(&self, credential: &str) -> bool {
+        matches!(parse(credential), Parsed::Key { id, .. } if self.valid.get(id).is_some())
     }
 
     /// Forget what was read, after a tenant was deleted with its keys.
@@ -317,6 +334,11 @@ fn parse_scopes(scopes: &[String]) -> Result<Vec<Right>> {
         }
     }
     Ok(rights)
+}
+
+/// Whether a credential cannot be a key: it has no key's form, or its checksum does not hold.
+pub fn never_was(credential: &str) -> bool {
+    matches!(parse(credential), Parsed::Mistyped)
 }
 
 enum Parsed<'c> {

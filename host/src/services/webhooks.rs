@@ -10,6 +10,7 @@ pub use self::verify::{Algorithm, Encoding, Generic, TOLERANCE_S, Verified, keys
 
 use crate::effects::{Effects, Key, Space};
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::json;
 use crate::services::plugins::manifest;
 use crate::services::secrets;
 
@@ -73,12 +74,7 @@ impl From<&manifest::Webhook> for Source {
 impl Source {
     /// Read a request's body.
     pub fn parse(body: &[u8]) -> Result<Self> {
-        // An array would be read as the members in their order.
-        if !body.trim_ascii_start().starts_with(b"{") {
-            return Err(bad_source("a source is a JSON object"));
-        }
-        let source: Self = serde_json::from_slice(body)
-            .map_err(|error| bad_source(format!("the source is no valid JSON of its kind: {error}")))?;
+        let source: Self = json::object(body, |why| bad_source(format!("this is no source: {why}")))?;
         source.check()?;
         Ok(source)
     }

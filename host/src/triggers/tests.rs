@@ -191,6 +191,7 @@ impl Bench {
             seed: [7; 32],
             deadline: Instant::now() + budget.timeout,
             abandoned: Box::new(|_| {}),
+            depth: 0,
         };
         Guest::new(Arc::new(invocation), budget, self.services.clone(), self.shard.begin(&self.scope))
     }

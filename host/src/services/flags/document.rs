@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::targeting::{Refusal, Rule};
 use super::{Context, DOCUMENT_BYTES};
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::json;
 
 /// Steps of all rules of a document in the worst case: what a bulk evaluation may cost.
 const STEPS: u64 = 20_000_000;
@@ -133,8 +134,7 @@ impl Document {
         if body.len() > DOCUMENT_BYTES {
             return Err(invalid(format!("a flags document has at most {DOCUMENT_BYTES} bytes")));
         }
-        let root: Value =
-            serde_json::from_slice(body).map_err(|error| invalid(format!("the flags document is no JSON: {error}")))?;
+        let root = json::value(body)?;
         let Value::Object(root) = &root else { return Err(invalid("a flags document is a JSON object")) };
         let evaluators = match root.get("$evaluators") {
             None => Map::new(),

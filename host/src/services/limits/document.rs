@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 
 use super::Quota;
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::json;
 
 /// Bytes of a document: all entries that it may have, with short names.
 pub(super) const DOCUMENT_BYTES: usize = 256 << 10;
@@ -112,12 +113,7 @@ impl Document {
         if body.len() > DOCUMENT_BYTES {
             return Err(invalid(format!("a limits document has at most {DOCUMENT_BYTES} bytes")));
         }
-        // An array would be read as the members in their order.
-        if !body.trim_ascii_start().starts_with(b"{") {
-            return Err(invalid("a limits document is a JSON object".into()));
-        }
-        let document: Self = serde_json::from_slice(body)
-            .map_err(|error| invalid(format!("the limits document is no valid JSON of its kind: {error}")))?;
+        let document: Self = json::object(body, |why| invalid(format!("this is no limits document: {why}")))?;
         document.check()?;
         Ok(document)
     }

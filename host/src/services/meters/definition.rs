@@ -12,6 +12,7 @@ use serde_json_path::JsonPath;
 use super::check_name;
 use super::event::TYPE_BYTES;
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::json;
 
 /// Names that usage can be grouped by.
 const GROUPS: usize = 16;
@@ -49,12 +50,10 @@ pub enum Aggregation {
 impl Definition {
     /// Read and check a definition.
     pub fn parse(body: &[u8]) -> Result<Self> {
-        // An array would be read as the members in their order.
-        if body.len() > BODY_BYTES || !body.trim_ascii_start().starts_with(b"{") {
-            return Err(invalid(format!("a meter is a JSON object of at most {BODY_BYTES} bytes")));
+        if body.len() > BODY_BYTES {
+            return Err(invalid(format!("a meter has at most {BODY_BYTES} bytes")));
         }
-        let definition: Self = serde_json::from_slice(body)
-            .map_err(|error| invalid(format!("the meter is no valid JSON of its kind: {error}")))?;
+        let definition: Self = json::object(body, |why| invalid(format!("this is no meter: {why}")))?;
         if definition.event_type.is_empty() || definition.event_type.len() > TYPE_BYTES {
             return Err(invalid(format!("event_type has 1 to {TYPE_BYTES} bytes")));
         }
@@ -166,7 +165,6 @@ mod tests {
         assert_eq!(serde_json::to_string(&definition).expect("JSON"), good);
         assert!(Definition::parse(br#"{"event_type":"e","aggregation":"count"}"#).is_ok());
         for bad in [
-            "",
             "[]",
             r#"["e","count"]"#,
             "{}",

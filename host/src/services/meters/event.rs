@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::effects::{Range, Space};
 use crate::kernel::clock;
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::json;
 
 /// How old an event may be: 35 days, as the largest billing provider has it.
 pub const BACK_MS: i64 = 35 * 86_400_000;
@@ -109,8 +110,7 @@ fn digest(parts: &[&str]) -> [u8; 32] {
 /// Read one event or an array of them, from a request at `now_ms`. One that is not right refuses all, so
 /// that a sender never has to find out which half was taken.
 pub fn parse(body: &[u8], now_ms: i64) -> Result<Vec<Event>> {
-    let body: Value = serde_json::from_slice(body).map_err(|error| invalid(format!("the body is no JSON: {error}")))?;
-    match body {
+    match json::value(body)? {
         Value::Array(events) => events
             .into_iter()
             .enumerate()

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::event::{self, Event, invalid};
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::json;
 
 /// What stands before an attribute's name in the name of its header.
 const PREFIX: &str = "ce-";
@@ -30,8 +31,7 @@ pub fn receive(headers: &HeaderMap, body: &[u8], now_ms: i64) -> Result<Vec<Even
                 if !event::is_json(&media) {
                     return Err(unsupported());
                 }
-                let data = serde_json::from_slice(body);
-                members.insert("data".into(), data.map_err(|error| invalid(format!("the data is no JSON: {error}")))?);
+                members.insert("data".into(), json::value(body)?);
             }
             Ok(vec![event::single(members.into(), now_ms)?])
         }
@@ -183,7 +183,7 @@ mod tests {
             "event_invalid",
             "attributes that must be there are not"
         );
-        assert_eq!(code(binary(&[JSON], "{")), "event_invalid");
+        assert_eq!(code(binary(&[JSON], "{")), "bad_json");
     }
 
     #[test]

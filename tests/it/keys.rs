@@ -1,0 +1,192 @@
+//! API keys under attack: guessed, mistyped, leaked into the wrong place, revoked elsewhere.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, stream};
+use reqwest::{Client, Method, StatusCode};
+
+use crate::kit::engine::Engine;
+use crate::kit::oracle::Watch;
+use crate::kit::postgres;
+use crate::kit::server::{ADMIN, Server, Setup};
+
+on_both_engines! {
+    what_was_never_a_key_is_refused_without_a_look_up,
+    guessing_is_stopped_and_locks_out_nobody_else,
+}
+
+/// A client at another loopback address.
+fn at(address: Ipv4Addr) -> Client {
+    Client::builder().local_address(IpAddr::V4(address)).pool_max_idle_per_host(4).build().expect("a client")
+}
+
+/// A key of the right form that nobody was given: its checksum is made as the server makes it.
+fn guess() -> String {
+    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let text = |length: usize| (0..length).map(|_| char::from(DIGITS[rand::random_range(0..62)])).collect::<String>();
+    let body = format!("chalet_{}_{}", text(12), text(32));
+    let mut rest = crc32fast::hash(body.as_bytes()) as usize;
+    let mut sum = [b'0'; 6];
+    for digit in sum.iter_mut().rev() {
+        *digit = DIGITS[rest % 62];
+        rest /= 62;
+    }
+    body + std::str::from_utf8(&sum).expect("ASCII")
+}
+
+async fn what_was_never_a_key_is_refused_without_a_look_up(engine: Engine) {
+    let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
+    let acme = server.tenant("acme").await;
+    let key = &acme.key;
+    let swapped = key.replacen(&key[20..22], &key[20..22].chars().rev().collect::<String>(), 1);
+    let mut wrong = vec![
+        key[..key.len() - 1].to_owned(),
+        format!("{key}0"),
+        key.replace("chalet_", "chalet-"),
+        key.to_uppercase(),
+        key.to_lowercase(),
+        key.replacen("chalet_", "", 1),
+        "chalet_".into(),
+        "x".into(),
+        "chalet_\u{e9}".into(),
+        format!("{key} {key}"),
+        "a".repeat(60_000),
+    ];
+    if swapped != *key {
+        wrong.push(swapped);
+    }
+    // Every digit counts: the sum is of all of them.
+    for at in 7..key.len() {
+        let other = if &key[at..=at] == "a" { "b" } else { "a" };
+        wrong.push(format!("{}{other}{}", &key[..at], &key[at + 1..]));
+    }
+    let count = wrong.len();
+    for (n, credential) in wrong.iter().enumerate() {
+        // From many addresses, so that none has guessed too often.
+        let client = at(Ipv4Addr::new(127, 0, 1, u8::try_from(n / 20 + 1).expect("few")));
+        let Ok(value) = reqwest::header::HeaderValue::try_from(format!("Bearer {credential}")) else { continue };
+        let answer = client.get(format!("{}/v1/tenants/acme", server.url)).header("authorization", value).send().await;
+        assert_eq!(answer.expect("an answer").status(), StatusCode::UNAUTHORIZED, "{credential:?}");
+    }
+    let rejected = server.metric("chalet_auth_checksum_reject_total").await;
+    // Some of the shorter ones may be an operator's first key, for which there is no sum.
+    assert!(rejected >= count as f64 - 8.0, "{rejected} of {count} were refused by their sum");
+    let before = rejected;
+    let well_formed = server.anonymous(Method::GET, "/v1/tenants/acme").bearer_auth(guess()).send().await;
+    assert_eq!(well_formed.expect("an answer").status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(server.metric("chalet_auth_checksum_reject_total").await, before, "a key's form takes a look-up");
+    watch.end(&server).await;
+}
+
+async fn guessing_is_stopped_and_locks_out_nobody_else(engine: Engine) {
+    let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
+    let acme = server.tenant("acme").await;
+    let url = format!("{}/v1/tenants/acme", server.url);
+    let ask =
+        async |client: &Client, key: &str| client.get(&url).bearer_auth(key).send().await.expect("an answer").status();
+    // The tenant's service behind the same address, which was here before; and one that was not.
+    let guesser = at(Ipv4Addr::new(127, 0, 2, 1));
+    assert_eq!(ask(&guesser, &acme.key).await, StatusCode::OK);
+    let late = acme.mint(&["tenant:read"]).await;
+    let from = async |clients: &[Client], guesses: usize| {
+        let asked = stream::iter(0..guesses).map(async |n| ask(&clients[n % clients.len()], &guess()).await);
+        let statuses: Vec<StatusCode> = asked.buffer_unordered(16).collect().await;
+        let count = |status: StatusCode| statuses.iter().filter(|one| **one == status).count();
+        assert_eq!(count(StatusCode::UNAUTHORIZED) + count(StatusCode::TOO_MANY_REQUESTS), guesses);
+        count(StatusCode::UNAUTHORIZED)
+    };
+    let looked_at = from(std::slice::from_ref(&guesser), 3_000).await;
+    assert!((100..=120).contains(&looked_at), "{looked_at} guesses of one address were looked at");
+    assert_eq!(ask(&guesser, &acme.key).await, StatusCode::OK, "whoever was here before goes on");
+    assert_eq!(ask(&guesser, &late).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(ask(&guesser, ADMIN).await, StatusCode::TOO_MANY_REQUESTS, "an operator's own key may be weak");
+    assert_eq!(ask(&at(Ipv4Addr::new(127, 0, 2, 2)), &late).await, StatusCode::OK, "elsewhere nobody notices");
+    // From very many addresses.
+    let many: Vec<Client> = (0..100).map(|n| at(Ipv4Addr::new(127, 0, 3, n))).collect();
+    let looked_at = from(&many, 7_000).await;
+    assert!((4_700..=5_000).contains(&looked_at), "{looked_at} guesses of all addresses were looked at");
+    assert_eq!(ask(&guesser, &acme.key).await, StatusCode::OK);
+    assert_eq!(ask(&at(Ipv4Addr::new(127, 0, 2, 2)), &late).await, StatusCode::OK);
+    // With their connections.
+    drop(many);
+    watch.end(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_was_revoked_on_one_node_is_refused_by_another_within_seconds() {
+    let database = postgres::database().await;
+    let (first, second) = (Server::start_with(Setup::on(&database)), Server::start_with(Setup::on(&database)));
+    let acme = first.tenant("acme").await;
+    let key = acme.mint(&["tenant:read"]).await;
+    let read = async || {
+        let answer = second.anonymous(Method::GET, "/v1/tenants/acme").bearer_auth(&key).send().await;
+        answer.expect("an answer").status()
+    };
+    // The second node knows the key well.
+    for _ in 0..20 {
+        assert_eq!(read().await, StatusCode::OK);
+    }
+    let id = key.split('_').nth(1).expect("an id");
+    let gone = acme.api(Method::DELETE, &format!("/keys/{id}")).send().await.expect("an answer");
+    assert_eq!(gone.status(), StatusCode::NO_CONTENT);
+    let revoked = Instant::now();
+    while read().await == StatusCode::OK {
+        assert!(revoked.elapsed() < Duration::from_secs(5), "the other node still takes it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("the other node refused it after {:?}", revoked.elapsed());
+    assert_eq!(read().await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_counts_in_its_header_alone_and_is_never_written_down() {
+    let server = Server::start_with(Setup::sqlite().with("RUST_LOG", "info").logged());
+    let watch = Watch::begin(&server).await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-misbehave").await;
+    let key = &acme.key;
+    acme.secret("NAME", "hush-hush-0123456789").await;
+    for name in ["key", "api_key", "apikey", "token", "access_token", "authorization", "x-api-key", "bearer"] {
+        let asked = server.anonymous(Method::GET, &format!("/v1/tenants/acme?{name}={key}"));
+        assert_eq!(asked.send().await.expect("an answer").status(), StatusCode::UNAUTHORIZED, "{name}");
+        let asked = server.anonymous(Method::GET, "/v1/tenants/acme").header("cookie", format!("{name}={key}"));
+        assert_eq!(asked.send().await.expect("an answer").status(), StatusCode::UNAUTHORIZED, "{name}");
+    }
+    let basic = server.anonymous(Method::GET, "/v1/tenants/acme").basic_auth(key, Some(key));
+    assert_eq!(basic.send().await.expect("an answer").status(), StatusCode::UNAUTHORIZED);
+    // Where a key may end up by mistake, and what is logged of it.
+    for path in [
+        format!("/{key}"),
+        format!("/v1/tenants/{key}"),
+        format!("/t/{key}/x/"),
+        format!("/hooks/acme/{key}"),
+        format!("/v1/tenants/acme/kv/c/x?prefix={key}"),
+    ] {
+        let asked = server.anonymous(Method::GET, &path).header("referer", format!("https://x/?key={key}"));
+        let _ = asked.header("user-agent", key).send().await.expect("an answer");
+    }
+    let wrong = acme.api(Method::POST, "/keys").header("idempotency-key", key).body(format!("{{\"name\": \"{key}\""));
+    assert_eq!(wrong.send().await.expect("an answer").status(), StatusCode::BAD_REQUEST);
+    // A guest that traps leaves lines in the log.
+    let _ = acme.call(Method::GET, "guest-misbehave", &format!("/panic?key={key}")).send().await;
+    watch.end(&server).await;
+    let metrics =
+        server.anonymous(Method::GET, "/metrics").send().await.expect("an answer").text().await.expect("text");
+    server.stop();
+    let log = server.log();
+    assert!(log.lines().count() > 0, "the log is there");
+    for (name, text) in [("the log", &log), ("the metrics", &metrics)] {
+        let secret = key.split('_').nth(2).expect("a secret part");
+        for needle in [secret, ADMIN, "hush-hush", "Bearer "] {
+            assert!(!text.contains(needle), "{name} has {needle}: {text}");
+        }
+        let keys = text.match_indices("chalet_").filter(|(at, _)| {
+            let rest = &text.as_bytes()[at + 7..];
+            rest.len() > 45 && rest[12] == b'_' && rest[..12].iter().chain(&rest[13..45]).all(u8::is_ascii_alphanumeric)
+        });
+        assert_eq!(keys.count(), 0, "{name} has a key: {text}");
+    }
+}
