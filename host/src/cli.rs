@@ -3,6 +3,7 @@
 //! What a command prints on stdout is its result, which programs may read; progress and errors go to stderr. Every
 //! command ends with 0 done, 1 failed or 2 usage.
 
+mod audit;
 pub mod build;
 mod check;
 mod client;
@@ -80,6 +81,8 @@ enum Command {
     Limit(limit::Limit),
     /// Show a tenant's usage by meter.
     Usage(usage::Usage),
+    /// List what was changed and denied, and verify that the list is whole.
+    Audit(audit::Audit),
     /// Run the server.
     Serve(serve::Serve),
     /// Bring a PostgreSQL database to this version.
@@ -188,6 +191,7 @@ fn run(command: Command, connection: &Connection) -> Result<()> {
         Command::Flag(command) => wait(command.run(connection)),
         Command::Limit(command) => wait(command.run(connection)),
         Command::Usage(command) => wait(command.run(connection)),
+        Command::Audit(command) => wait(command.run(connection)),
         Command::Serve(command) => Ok(command.run()?),
         Command::Migrate(command) => wait(command.run()),
         Command::Doctor(command) => wait(command.run()),

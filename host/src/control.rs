@@ -1,7 +1,9 @@
 //! The API of operators and tenant admins: every route on one screen, each with what it demands.
 //!
-//! A route cannot be added without saying who may call it: the table is what the router is built from.
+//! A route cannot be added without saying who may call it and what the audit log keeps of it: the table is what the
+//! router is built from.
 
+mod audit;
 mod change;
 mod docs;
 mod flags;
@@ -25,7 +27,7 @@ use axum::Router;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{ConnectInfo, FromRequestParts, RawPathParams, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::OpenApi;
@@ -33,8 +35,10 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use crate::gateway::Door;
+use crate::gateway::respond::request_id;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
+use crate::services::audit::{Actor, Record};
 use crate::services::keys::{Principal, Right};
 use crate::services::limits::CONTROL;
 
@@ -49,14 +53,46 @@ pub enum Access {
     Own,
 }
 
-/// One route: who may call it, and what answers.
-pub struct Route {
+/// What the audit log keeps of a route's requests. Denials it keeps of every route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// Nothing: they change nothing.
+    Nothing,
+    /// Nothing: they change the tenant's own data, as its plugins do, thousands of times a second perhaps.
+    Data,
+    /// What changes something, with a digest of the body.
+    Change,
+    /// The same without the digest, from which a short secret could be guessed.
+    Secret,
+}
+
+/// What holds for a route before it is asked anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Its name, such as `plugins.release`.
+    pub name: &'static str,
     /// Who may call it.
     pub access: Access,
+    /// What the audit log keeps of it.
+    pub audit: Audit,
+}
+
+/// One route: its rule, and what answers.
+pub struct Route {
+    /// What holds for it.
+    pub rule: Rule,
     router: UtoipaMethodRouter<Door>,
 }
 
 impl Route {
+    fn new(rule: Rule, mut router: UtoipaMethodRouter<Door>) -> Self {
+        for item in router.1.paths.values_mut() {
+            let methods = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+            methods.into_iter().flatten().for_each(|operation| operation.operation_id = Some(rule.name.into()));
+        }
+        Self { rule, router }
+    }
+
     /// Methods and path, such as `("get", "/v1/tenants")`.
     pub fn operations(&self) -> Vec<(&'static str, String)> {
         let mut operations = Vec::new();
@@ -80,66 +116,74 @@ impl Route {
 /// All routes. The authorization tests are generated from this list.
 pub fn table() -> Vec<Route> {
     use Access::{Own, Platform, Tenant};
+    use Audit::{Change, Data, Nothing, Secret};
     use Right::{TenantAdmin as Admin, TenantRead as Read, TenantWrite as Write};
     macro_rules! route {
-        ($access:expr, $handler:path) => {
-            Route { access: $access, router: routes!($handler) }
+        ($access:expr, $audit:expr, $module:ident::$handler:ident) => {
+            Route::new(
+                Rule { name: concat!(stringify!($module), ".", stringify!($handler)), access: $access, audit: $audit },
+                routes!($module::$handler),
+            )
         };
     }
     vec![
-        route!(Platform, tenants::create),
-        route!(Platform, tenants::list),
-        route!(Tenant(Read), tenants::get),
-        route!(Platform, tenants::change),
-        route!(Platform, tenants::delete),
-        route!(Platform, plans::list),
-        route!(Platform, plans::get),
-        route!(Platform, plans::put),
-        route!(Tenant(Admin), keys::create),
-        route!(Tenant(Admin), keys::list),
-        route!(Tenant(Admin), keys::delete),
-        route!(Tenant(Admin), plugins::upload),
-        route!(Tenant(Read), plugins::list),
-        route!(Tenant(Read), plugins::get),
-        route!(Tenant(Admin), plugins::delete),
-        route!(Tenant(Read), plugins::versions),
-        route!(Tenant(Admin), plugins::approve),
-        route!(Tenant(Admin), plugins::release),
-        route!(Tenant(Admin), plugins::rollback),
-        route!(Tenant(Read), invocations::list),
-        route!(Tenant(Read), invocations::get),
-        route!(Tenant(Read), invocations::logs),
-        route!(Tenant(Read), kv::list),
-        route!(Tenant(Read), kv::get),
-        route!(Tenant(Write), kv::put),
-        route!(Tenant(Write), kv::delete),
-        route!(Tenant(Write), usage::ingest),
-        route!(Tenant(Read), usage::query),
-        route!(Tenant(Read), usage::meters),
-        route!(Tenant(Read), usage::meter),
-        route!(Tenant(Admin), usage::define),
-        route!(Tenant(Admin), usage::remove),
-        route!(Tenant(Read), limits::get),
-        route!(Tenant(Admin), limits::put),
-        route!(Tenant(Write), limits::check),
-        route!(Tenant(Read), flags::get),
-        route!(Tenant(Write), flags::put),
-        route!(Own, ofrep::evaluate),
-        route!(Own, ofrep::evaluate_all),
-        route!(Tenant(Admin), secrets::put),
-        route!(Tenant(Read), secrets::list),
-        route!(Tenant(Admin), secrets::delete),
-        route!(Tenant(Admin), webhooks::put),
-        route!(Tenant(Read), webhooks::list),
-        route!(Tenant(Admin), webhooks::delete),
+        route!(Platform, Change, tenants::create),
+        route!(Platform, Nothing, tenants::list),
+        route!(Tenant(Read), Nothing, tenants::get),
+        route!(Platform, Change, tenants::change),
+        route!(Platform, Change, tenants::delete),
+        route!(Platform, Nothing, plans::list),
+        route!(Platform, Nothing, plans::get),
+        route!(Platform, Change, plans::put),
+        route!(Tenant(Admin), Change, keys::create),
+        route!(Tenant(Admin), Nothing, keys::list),
+        route!(Tenant(Admin), Change, keys::delete),
+        route!(Tenant(Admin), Change, plugins::upload),
+        route!(Tenant(Read), Nothing, plugins::list),
+        route!(Tenant(Read), Nothing, plugins::get),
+        route!(Tenant(Admin), Change, plugins::delete),
+        route!(Tenant(Read), Nothing, plugins::versions),
+        route!(Tenant(Admin), Change, plugins::approve),
+        route!(Tenant(Admin), Change, plugins::release),
+        route!(Tenant(Admin), Change, plugins::rollback),
+        route!(Tenant(Read), Nothing, invocations::list),
+        route!(Tenant(Read), Nothing, invocations::get),
+        route!(Tenant(Read), Nothing, invocations::logs),
+        route!(Tenant(Read), Nothing, kv::list),
+        route!(Tenant(Read), Nothing, kv::get),
+        route!(Tenant(Write), Data, kv::put),
+        route!(Tenant(Write), Data, kv::delete),
+        route!(Tenant(Write), Data, usage::ingest),
+        route!(Tenant(Read), Nothing, usage::query),
+        route!(Tenant(Read), Nothing, usage::meters),
+        route!(Tenant(Read), Nothing, usage::meter),
+        route!(Tenant(Admin), Change, usage::define),
+        route!(Tenant(Admin), Change, usage::remove),
+        route!(Tenant(Read), Nothing, limits::get),
+        route!(Tenant(Admin), Change, limits::put),
+        route!(Tenant(Write), Data, limits::check),
+        route!(Tenant(Read), Nothing, flags::get),
+        route!(Tenant(Write), Change, flags::put),
+        route!(Own, Nothing, ofrep::evaluate),
+        route!(Own, Nothing, ofrep::evaluate_all),
+        route!(Tenant(Admin), Secret, secrets::put),
+        route!(Tenant(Read), Nothing, secrets::list),
+        route!(Tenant(Admin), Change, secrets::delete),
+        route!(Tenant(Admin), Change, webhooks::put),
+        route!(Tenant(Read), Nothing, webhooks::list),
+        route!(Tenant(Admin), Change, webhooks::delete),
+        route!(Tenant(Admin), Nothing, audit::list),
+        route!(Tenant(Admin), Nothing, audit::verify),
+        route!(Platform, Nothing, audit::list_platform),
+        route!(Platform, Nothing, audit::verify_platform),
     ]
 }
 
 /// The router of all routes, with the OpenAPI document and its browsable form.
 pub fn router(door: &Door) -> Router {
     let mut router = OpenApiRouter::with_openapi(docs::openapi());
-    for Route { access, router: (schemas, paths, methods) } in table() {
-        let guarded = methods.layer(middleware::from_fn_with_state((door.clone(), access), authorize));
+    for Route { rule, router: (schemas, paths, methods) } in table() {
+        let guarded = methods.layer(middleware::from_fn_with_state((door.clone(), rule), authorize));
         router = router.routes((schemas, paths, guarded));
     }
     let (router, openapi) = router.split_for_parts();
@@ -161,26 +205,52 @@ fn no_tenant() -> Error {
 }
 
 async fn authorize(
-    State((door, access)): State<(Door, Access)>,
+    State((door, rule)): State<(Door, Rule)>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     params: Result<RawPathParams, RawPathParamsRejection>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let params = params.map_err(|refused| Error::invalid(refused.body_text()));
-    let name =
-        params.as_ref().map(|params| params.iter().find(|(name, _)| *name == "tenant").map(|(_, tenant)| tenant));
-    let permitted = permit(&door, access, peer, name, request.headers()).await;
-    match permitted.and_then(|permitted| plain(request.headers()).map(|()| permitted)) {
-        Err(error) => error.into_response(),
-        Ok((principal, scope)) => {
-            request.extensions_mut().insert(Caller(principal));
+    let principal = match identify(&door, peer, request.headers()).await {
+        Ok(principal) => principal,
+        Err(error) => return error.into_response(),
+    };
+    let params = match params {
+        Ok(params) => params,
+        Err(refused) => return Error::invalid(refused.body_text()).into_response(),
+    };
+    let target = request.uri().clone();
+    let caller = Caller { principal, rule, peer };
+    let name = params.iter().find(|(name, _)| *name == "tenant").map(|(_, tenant)| tenant.to_owned());
+    let permitted = permit(&door, rule.access, &caller.principal, name.as_deref()).await;
+    let (response, denied) = match permitted.and_then(|scope| plain(request.headers()).map(|()| scope)) {
+        Err(error) => {
+            // That there is no such tenant is a denial to whoever may not know of others; of both, the same is kept.
+            let hidden = error.kind() == Kind::NotFound && caller.principal.tenant.is_some();
+            let denied = (hidden || error.kind() == Kind::Denied).then(|| error.code());
+            (error.into_response(), denied)
+        }
+        Ok(scope) => {
+            request.extensions_mut().insert(caller.clone());
             if let Some(scope) = scope {
                 request.extensions_mut().insert(Tenant(scope));
             }
-            next.run(request).await
+            let response = next.run(request).await;
+            let denied = (response.status() == StatusCode::FORBIDDEN).then_some("forbidden");
+            (response, denied)
+        }
+    };
+    if let Some(code) = denied {
+        // The caller's own log: another's tells nobody of it, and is not touched.
+        let own = match &caller.principal.tenant {
+            None => Ok(Some(door.directory.platform().clone())),
+            Some(own) => door.directory.by_id(own).await,
+        };
+        if let Ok(Some(own)) = own {
+            door.audit.deny(&own, caller.record(&target).denied(code)).await;
         }
     }
+    response
 }
 
 /// Bodies are read as they come: nothing here undoes an encoding, so that no few bytes become many.
@@ -192,27 +262,23 @@ fn plain(headers: &HeaderMap) -> Result<()> {
     Err(Error::new(Kind::Invalid, "unsupported_media_type", "send the body without a content encoding"))
 }
 
-async fn permit(
-    door: &Door,
-    access: Access,
-    peer: SocketAddr,
-    name: Result<Option<&str>, &Error>,
-    headers: &HeaderMap,
-) -> Result<(Principal, Option<TenantScope>)> {
+async fn identify(door: &Door, peer: SocketAddr, headers: &HeaderMap) -> Result<Principal> {
     let principal = door.credentials.authenticate(headers, peer).await?;
-    let name = name.map_err(Error::copy)?;
     door.limits.host("control", &principal.key, CONTROL).await?.error().map_or(Ok(()), Err)?;
+    Ok(principal)
+}
+
+async fn permit(door: &Door, access: Access, principal: &Principal, name: Option<&str>) -> Result<Option<TenantScope>> {
     let forbidden = |right: &str| Error::new(Kind::Denied, "forbidden", format!("the key lacks the scope `{right}`"));
     match access {
         Access::Platform => {
             if !principal.may(Right::PlatformAdmin) {
                 return Err(forbidden(Right::PlatformAdmin.name()));
             }
-            let scope = match name {
-                Some(name) => Some(door.directory.by_name(name).await?.ok_or_else(no_tenant)?),
-                None => None,
-            };
-            Ok((principal, scope))
+            match name {
+                Some(name) => Ok(Some(door.directory.by_name(name).await?.ok_or_else(no_tenant)?)),
+                None => Ok(None),
+            }
         }
         Access::Tenant(right) => {
             let scope = door.directory.by_name(name.unwrap_or("")).await?.ok_or_else(no_tenant)?;
@@ -222,7 +288,7 @@ async fn permit(
             if !principal.may(right) {
                 return Err(forbidden(right.name()));
             }
-            Ok((principal, Some(scope)))
+            Ok(Some(scope))
         }
         Access::Own => {
             let Some(own) = &principal.tenant else {
@@ -235,8 +301,7 @@ async fn permit(
             if !principal.may(Right::TenantRead) && !principal.may(Right::Invoke) {
                 return Err(forbidden("tenant:read` or `invoke"));
             }
-            let scope = door.directory.by_id(own).await?.ok_or_else(no_tenant)?;
-            Ok((principal, Some(scope)))
+            Ok(Some(door.directory.by_id(own).await?.ok_or_else(no_tenant)?))
         }
     }
 }
@@ -245,9 +310,26 @@ async fn permit(
 #[derive(Clone, Debug)]
 struct Tenant(TenantScope);
 
-/// Who calls.
+/// Who calls, from where, for what.
 #[derive(Clone, Debug)]
-struct Caller(Principal);
+struct Caller {
+    principal: Principal,
+    rule: Rule,
+    peer: SocketAddr,
+}
+
+impl Caller {
+    /// What the audit log says of the request before it is worked on.
+    fn record(&self, target: &Uri) -> Record {
+        let right = match self.rule.access {
+            Access::Platform => Right::PlatformAdmin,
+            Access::Tenant(right) => right,
+            Access::Own => Right::TenantRead,
+        };
+        let record = Record::new(self.rule.name, Actor::holder(&self.principal), right, target.path());
+        Record { request: request_id(), ..record.from(self.peer.ip()) }
+    }
+}
 
 fn unauthorized_route() -> Error {
     Error::internal("a handler was reached without authorization")

@@ -12,6 +12,7 @@
 mod cache;
 mod claims;
 mod commit;
+pub(crate) mod lanes;
 pub(crate) mod postgres;
 mod row;
 mod set;
@@ -29,8 +30,9 @@ use futures_util::future::BoxFuture;
 
 pub use self::claims::{Claim, Claims};
 pub use self::commit::{Counts, Shard};
+pub(crate) use self::commit::{RUNS, contended};
 pub use self::row::{Key, Range, Row, Space, Value};
-pub use self::set::{Compute, Facts, Op, RangeFact, ReadFact, Set, Tag, Verdict, Write};
+pub use self::set::{Compute, Facts, Op, RangeFact, ReadFact, Set, Statement, Tag, Verdict, Write};
 pub use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
@@ -123,6 +125,7 @@ pub struct Effects {
     reads: HashMap<Key, Option<Row>>,
     ranges: Vec<RangeFact>,
     writes: BTreeMap<Key, Op>,
+    statements: Vec<Statement>,
     rows_read: usize,
     staged_bytes: usize,
     ending: bool,
@@ -139,6 +142,7 @@ impl Effects {
             reads: HashMap::new(),
             ranges: Vec::new(),
             writes: BTreeMap::new(),
+            statements: Vec::new(),
             rows_read: 0,
             staged_bytes: 0,
             ending: false,
@@ -158,7 +162,7 @@ impl Effects {
 
     /// Whether anything is staged.
     pub fn is_empty(&self) -> bool {
-        self.writes.is_empty()
+        self.writes.is_empty() && self.statements.is_empty()
     }
 
     /// Staged rows.
@@ -395,6 +399,11 @@ impl Effects {
         self.stage(key, op)
     }
 
+    /// Stage a change of tables that are no tenant's map. A service of the host's own says it, never a guest.
+    pub fn attach(&mut self, statement: Statement) {
+        self.statements.push(statement);
+    }
+
     /// What is staged from here on is the host's: nobody is refused for it who has staged all that may be.
     pub fn end(&mut self) {
         self.ending = true;
@@ -444,6 +453,7 @@ impl Effects {
             tag: self.tag,
             facts,
             writes: self.writes.into_iter().map(|(key, op)| Write { key, op }).collect(),
+            statements: self.statements,
             marker,
             compute,
             scope: self.scope,

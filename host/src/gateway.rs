@@ -34,6 +34,7 @@ use crate::kernel::breaks::Breaks;
 use crate::kernel::db::Db;
 use crate::kernel::error::{Error, Kind};
 use crate::kernel::id;
+use crate::services::audit::Log;
 use crate::services::directory::Directory;
 use crate::services::keys::Keys;
 use crate::services::limits::Limits;
@@ -59,6 +60,8 @@ pub struct Parts {
     pub plugins: Plugins,
     /// Rate limits.
     pub limits: Arc<Limits>,
+    /// Who changed what, and who was denied what.
+    pub audit: Arc<Log>,
     /// Answers to idempotency keys.
     pub idempotency: crate::services::idempotency::Idempotency,
     /// The master key, for what is signed or derived.

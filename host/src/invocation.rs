@@ -6,7 +6,6 @@
 //! runs nothing. The deadline bounds all runs together.
 
 mod admission;
-mod lanes;
 mod tally;
 
 use std::borrow::Cow;
@@ -15,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub use self::tally::{FLUSH, Tally};
+use crate::effects::lanes::Lanes;
 use crate::effects::{Compute, Effects, Key, Shard, Verdict};
 use crate::engine::guest::{Budget, Guest, Invocation, Level, Log, Services};
 use crate::engine::{Digest, Engine, Program};
@@ -45,7 +45,7 @@ struct Inner {
     services: Arc<Services>,
     idempotency: Idempotency,
     tally: Tally,
-    lanes: lanes::Lanes,
+    lanes: Lanes,
     admission: admission::Admission,
     counts: Counts,
 }
@@ -105,7 +105,7 @@ impl Invoker {
             shard,
             services,
             idempotency,
-            lanes: lanes::Lanes::default(),
+            lanes: Lanes::default(),
             admission: admission::Admission::new(engine.slots()),
             engine,
             counts: Counts::default(),

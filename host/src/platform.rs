@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capabilities;
 use crate::config::Config;
 use crate::control;
-use crate::effects::Shard;
+use crate::effects::{Effects, Shard};
 use crate::engine::guest::Services;
 use crate::engine::{self, Engine};
 use crate::gateway::credential::Credentials;
@@ -27,11 +27,12 @@ use crate::kernel::db::{Db, Location};
 use crate::kernel::error::{Error, Result};
 use crate::kernel::secret::Master;
 use crate::kernel::task::{Task, Tasks};
+use crate::services::audit::{Actor, Log, Record};
 use crate::services::directory::Directory;
 use crate::services::egress::Egress;
 use crate::services::flags::Flags;
 use crate::services::idempotency::Idempotency;
-use crate::services::keys::Keys;
+use crate::services::keys::{Keys, Right};
 use crate::services::limits::Limits;
 use crate::services::plugins::Plugins;
 use crate::services::secrets::Secrets;
@@ -62,7 +63,8 @@ impl Platform {
         let shard = Shard::new(db.store(), clock.clone(), breaks);
         let directory = Directory::new(db.clone());
         let keys = Keys::new(db.clone(), clock.clone(), master.clone());
-        let first_key = first_key(config, &keys).await?;
+        let audit = Arc::new(Log::new(shard.clone()));
+        let first_key = first_key(config, &keys, &audit, &directory).await?;
 
         let defaults = match &config.flags.defaults {
             None => None,
@@ -97,6 +99,7 @@ impl Platform {
             directory,
             keys,
             limits,
+            audit,
             idempotency,
             master,
             services,
@@ -134,6 +137,7 @@ impl Platform {
         }
         self.tasks.stop().await;
         self.door.invoker.tally().flush().await;
+        self.door.audit.settle(true).await;
         self.door.shard.close().await;
         Ok(())
     }
@@ -141,7 +145,7 @@ impl Platform {
 
 /// The background work of a node.
 fn tasks(door: &Door) -> Vec<Task> {
-    let (tally, sweeper, follower) = (door.invoker.tally().clone(), door.clone(), door.clone());
+    let (tally, follower, settler, sweeper) = (door.invoker.tally().clone(), door.clone(), door.clone(), door.clone());
     vec![
         Task::new("write usage and records", FLUSH, move || {
             let tally = tally.clone();
@@ -153,6 +157,13 @@ fn tasks(door: &Door) -> Vec<Task> {
         Task::new("follow the database's clock", Duration::from_secs(10), move || {
             let door = follower.clone();
             async move { door.db.follow(door.shard.clock()).await }
+        }),
+        Task::new("write down denials that were only counted", Duration::from_secs(1), move || {
+            let door = settler.clone();
+            async move {
+                door.audit.settle(false).await;
+                Ok(())
+            }
         }),
         Task::new("sweep expired rows", Duration::from_secs(60), move || {
             let door = sweeper.clone();
@@ -185,14 +196,20 @@ fn master_key(config: &Config, data: &Path) -> Result<Master> {
 }
 
 /// Set the operator's first key as configured; or make one, if there is none yet.
-async fn first_key(config: &Config, keys: &Keys) -> Result<Option<String>> {
-    if let Some(key) = &config.admin.key {
-        keys.set_first(key).await?;
-        return Ok(None);
-    }
-    if keys.any_admin().await? {
-        return Ok(None);
-    }
-    let minted = keys.create(None, "first", &["platform:admin".to_owned()], None).await?;
-    Ok(Some(minted.key))
+async fn first_key(config: &Config, keys: &Keys, audit: &Log, directory: &Directory) -> Result<Option<String>> {
+    let record = Record::new("keys.first", Actor::start(), Right::PlatformAdmin, "");
+    let drawn = keys.draw(None, "first", &[Right::PlatformAdmin.name().to_owned()], None)?;
+    let made = async |effects: &mut Effects| {
+        if let Some(key) = &config.admin.key {
+            keys.set_first(effects, key).await?;
+            return Ok(false);
+        }
+        let missing = !keys.any_admin().await?;
+        if missing {
+            keys.store(effects, None, &drawn).await?;
+        }
+        Ok(missing)
+    };
+    let made = audit.change(directory.platform(), record, made).await?;
+    Ok(made.then_some(drawn.key))
 }

@@ -1,6 +1,8 @@
 //! What the platform does for a tenant: each service chooses spaces, keys and bytes of the tenant's
-//! map and says what they mean. A service reads and stages through `Effects`, and never commits.
+//! map and says what they mean. A service reads and stages through `Effects`, and never commits; what is no request's
+//! work is the exception: the sweeper, and the audit log's records of denials.
 
+pub mod audit;
 pub mod directory;
 pub mod egress;
 pub mod flags;

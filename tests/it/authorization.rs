@@ -28,7 +28,7 @@ fn operations(tenant: &str) -> Vec<(Access, Method, String)> {
                 filled.replace_range(from..=to, "x");
             }
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).expect("a method");
-            operations.push((route.access, method, filled));
+            operations.push((route.rule.access, method, filled));
         }
     }
     assert!(operations.len() >= 40, "the table lost routes");

@@ -16,6 +16,7 @@ on_both_engines! {
     an_operator_makes_a_tenant_and_deploys_a_plugin_to_it,
     a_tenant_admin_sees_what_the_plugin_did,
     secrets_and_limits_are_set_from_stdin,
+    the_audit_log_is_listed_and_verified,
     errors_say_what_to_do_and_how_the_command_was_wrong,
     logs_follow_what_happens_after_they_were_asked_for,
     usage_is_shown_by_meter_time_and_group,
@@ -166,6 +167,23 @@ async fn secrets_and_limits_are_set_from_stdin(engine: Engine) {
     let refused = own("limit check mails u1 --tenant acme", "");
     assert_eq!(refused.code, 1);
     assert!(refused.stdout.contains("refused"), "{}", refused.stdout);
+}
+
+async fn the_audit_log_is_listed_and_verified(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    let own = |arguments: &str| chalet(&server, Some(&acme.key), arguments, b"");
+    acme.secret("KEY", "hidden").await;
+    let listed = own("audit list --tenant acme").ok();
+    assert!(listed.contains("secrets.put") && listed.contains("/v1/tenants/acme/secrets/KEY"), "{listed}");
+    assert!(!own("audit list --tenant acme --action keys.create").ok().contains("secrets.put"));
+    let json: Value = serde_json::from_str(&own("audit list --tenant acme --json").ok()).expect("JSON");
+    assert_eq!(json["data"][0]["action"], "secrets.put");
+    assert!(own("audit verify --tenant acme").ok().starts_with("whole: records 1 to 2; the hash"));
+    let denied = own("audit list");
+    assert!(denied.code == 1 && denied.stderr.contains("platform:admin"), "{}", denied.stderr);
+    assert!(chalet(&server, Some(ADMIN), "audit list", b"").ok().contains("tenants.create"));
+    assert!(chalet(&server, Some(ADMIN), "audit verify", b"").ok().contains("records 1 to 2"));
 }
 
 async fn errors_say_what_to_do_and_how_the_command_was_wrong(engine: Engine) {

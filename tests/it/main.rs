@@ -8,6 +8,7 @@
 #[expect(dead_code, reason = "a part of the kit serves the benchmark alone")]
 mod kit;
 
+mod audit;
 mod authorization;
 mod cancelled;
 mod cli;

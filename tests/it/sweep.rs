@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use chalet::effects::Space;
+use chalet::effects::{Effects, Shard, Space};
 use chalet::kernel::error::Kind;
+use chalet::kernel::tenant::TenantScope;
 use chalet::services::directory::Directory;
 use chalet::services::invocations::{self, Line, Record};
 use chalet::services::plugins::components::{self, UNNAMED_MS};
@@ -26,12 +27,17 @@ fn ms(ms: i64) -> Duration {
     Duration::from_millis(ms.unsigned_abs())
 }
 
+async fn made(shard: &Shard, directory: &Directory, name: &str) -> TenantScope {
+    let make = async |effects: &mut Effects| directory.create(effects, name, "free").await;
+    shard.transact(directory.platform(), make).await.expect("made")
+}
+
 async fn expired_rows_of_every_tenant_are_removed_after_the_grace_time(engine: Engine) {
     let bench = engine.bench().await;
     let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
     let mut scopes = Vec::new();
     for name in ["acme", "globex"] {
-        let scope = directory.create(name, "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
+        let scope = made(&shard, &directory, name).await;
         let mut effects = shard.begin(&scope);
         // More than one transaction removes.
         for n in 0..600 {
@@ -59,7 +65,7 @@ async fn expired_rows_of_every_tenant_are_removed_after_the_grace_time(engine: E
 async fn a_component_that_no_version_names_is_removed(engine: Engine) {
     let bench = engine.bench().await;
     let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
-    let scope = directory.create("acme", "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
+    let scope = made(&shard, &directory, "acme").await;
     let store = async |bytes: &[u8]| {
         let digest = components::digest(bytes);
         components::store(&bench.db, &scope, &digest, bytes, bench.clock.now_ms()).await.expect("stored");
@@ -114,7 +120,7 @@ async fn a_component_that_no_version_names_is_removed(engine: Engine) {
 async fn a_tenant_keeps_its_latest_records(engine: Engine) {
     let bench = engine.bench().await;
     let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
-    let scope = directory.create("acme", "free", bench.clock.now_ms(), |_| Ok(None)).await.expect("made");
+    let scope = made(&shard, &directory, "acme").await;
     let ids: Vec<String> = (0..620).map(|n| format!("{n:032x}")).collect();
     for some in ids.chunks(310) {
         let mut effects = shard.begin(&scope);

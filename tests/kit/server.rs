@@ -214,7 +214,6 @@ impl Drop for Server {
     }
 }
 
-
 fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
     let mut command = Command::new(binary());
     command

@@ -191,11 +191,16 @@ impl Client {
 
     /// The items of a list, page after page, up to `limit`; and the cursor of what comes after them.
     pub(super) async fn list(&self, path: &str, limit: usize) -> Result<List> {
+        self.list_where(path, &[], limit).await
+    }
+
+    /// The same with a query.
+    pub(super) async fn list_where(&self, path: &str, query: &[(&str, &str)], limit: usize) -> Result<List> {
         let mut data = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
             let page = PAGE.min(limit - data.len()).to_string();
-            let mut request = self.request(Method::GET, path).query(&[("limit", &page)]);
+            let mut request = self.request(Method::GET, path).query(query).query(&[("limit", &page)]);
             if let Some(cursor) = &cursor {
                 request = request.query(&[("cursor", cursor)]);
             }

@@ -1,5 +1,5 @@
-//! A request that changes a tenant's data: its body, read and bounded, and its transaction, in which the
-//! answer to its idempotency key is stored.
+//! A request that changes something: its body, read and bounded, and its transaction, in which the answer to its
+//! idempotency key is stored, and the audit log's record of it where the table of routes asks for one.
 
 use std::time::Duration;
 
@@ -9,27 +9,31 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use tokio::sync::OwnedMutexGuard;
 
-use crate::control::{Caller, Tenant};
-use crate::effects::{Effects, Verdict};
+use crate::control::{Access, Audit, Caller, Tenant};
+use crate::effects::{Effects, Key, RUNS, Verdict, contended};
 use crate::gateway::Door;
 use crate::gateway::plugin::read_body;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::json;
 use crate::kernel::tenant::TenantScope;
+use crate::services::audit::Record;
 use crate::services::idempotency::{self, Answer, Cause, Held};
 
 /// How long a change may hold its idempotency key.
 const LEASE: Duration = Duration::from_secs(15);
-/// Runs before a conflict is reported.
-const RUNS: u32 = 16;
 
 /// A change that is asked for.
 pub(super) struct Change {
     pub door: Door,
+    /// Whose rows change: the tenant's that the path names, or on the operator's routes the platform's.
     pub scope: TenantScope,
     pub headers: HeaderMap,
     pub body: Bytes,
+    record: Option<Record>,
+    turn: Option<OwnedMutexGuard<()>>,
     cause: Option<Cause>,
     claim: Option<Held>,
     versioned: bool,
@@ -45,23 +49,43 @@ impl FromRequest<Door> for Change {
 }
 
 impl Change {
-    /// Read a request whose body has the bound that the tenant's plan gives it.
+    /// Read a request whose body has this bound.
     pub(super) async fn read(request: Request, door: &Door, limit: impl Fn(&TenantScope) -> u64) -> Result<Self> {
         let (mut parts, body) = request.into_parts();
-        let Tenant(scope) = Tenant::from_request_parts(&mut parts, door).await?;
-        let Caller(caller) = Caller::from_request_parts(&mut parts, door).await?;
+        let caller = Caller::from_request_parts(&mut parts, door).await?;
+        let scope = match caller.rule.access {
+            Access::Platform => door.directory.platform().clone(),
+            Access::Tenant(_) | Access::Own => Tenant::from_request_parts(&mut parts, door).await?.0,
+        };
         let body = read_body(body, limit(&scope)).await?;
-        let cause = cause(&parts, &caller.key, &body)?;
+        let cause = cause(&parts, &caller.principal.key, &body)?;
+        let record = || caller.record(&parts.uri);
+        let record = match caller.rule.audit {
+            Audit::Nothing | Audit::Data => None,
+            Audit::Secret => Some(record()),
+            Audit::Change if body.is_empty() => Some(record()),
+            Audit::Change => Some(Record { digest: Some(hex::encode(Sha256::digest(&body))), ..record() }),
+        };
         Ok(Self {
+            record: record.filter(|_| !door.breaks.audit),
             door: door.clone(),
             scope,
             headers: parts.headers,
             body,
+            turn: None,
             cause,
             claim: None,
             versioned: false,
             runs: 0,
         })
+    }
+
+    /// What the audit log is to say beyond the path: no bodies, no secrets.
+    pub(super) fn noting(mut self, what: serde_json::Value) -> Self {
+        if let Some(record) = &mut self.record {
+            record.what = Some(what);
+        }
+        self
     }
 
     /// The body as JSON of this shape.
@@ -83,6 +107,9 @@ impl Change {
     /// Begin a run of the transaction; or the answer, if there is one without running. See [`commit!`].
     pub(super) async fn begin(&mut self) -> Result<Effects, Response> {
         let door = &self.door;
+        if self.record.is_some() && self.turn.is_none() {
+            self.turn = Some(door.audit.turn(&self.scope).await);
+        }
         if let (None, Some(cause)) = (&self.claim, &self.cause) {
             let held = door.idempotency.claim(&self.scope, cause, LEASE).await;
             self.claim = Some(held.map_err(IntoResponse::into_response)?);
@@ -96,6 +123,9 @@ impl Change {
 
     async fn find(&self) -> Result<Effects, Response> {
         let mut effects = self.door.shard.begin(&self.scope);
+        if self.record.is_some() {
+            self.door.audit.look(&mut effects).await.map_err(IntoResponse::into_response)?;
+        }
         if let Some(cause) = &self.cause {
             match self.door.idempotency.find_versioned(&mut effects, cause).await {
                 Ok(None) => {}
@@ -126,31 +156,42 @@ impl Change {
     }
 
     async fn conclude(&self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
-        let staged = match answer {
-            _ if effects.stale().is_some() => return self.again(),
+        let completed = match answer {
             Err(error) => Err(error),
-            Ok(answer) => match &self.cause {
-                None => Ok(answer),
-                Some(cause) => self.door.idempotency.store(&mut effects, cause, &answer).map(|()| answer),
-            },
+            Ok(answer) => self.complete(&mut effects, &answer).await.map(|marker| (answer, marker)),
         };
-        let answer = match staged {
-            Ok(answer) => answer,
+        if effects.stale().is_some() {
+            return self.again();
+        }
+        let (answer, marker) = match completed {
+            Ok(completed) => completed,
             Err(error) => return Some(error.into_response()),
         };
         if effects.is_empty() {
             return Some(self.rendered(answer, 0));
         }
-        match self.door.shard.commit(effects.into_set(None, None)).await {
+        match self.door.shard.commit(effects.into_set(marker, None)).await {
             Ok(Verdict::Committed { tag }) => Some(self.rendered(answer, tag.seq)),
             Ok(Verdict::Conflict { .. }) => self.again(),
             Ok(Verdict::Refused(error)) | Err(error) => Some(error.into_response()),
         }
     }
 
+    /// Stage what comes with a change: its answer, and its record, whose row is the marker of the commit.
+    async fn complete(&self, effects: &mut Effects, answer: &Answer) -> Result<Option<Key>> {
+        let changes = !effects.is_empty();
+        effects.end();
+        if let Some(cause) = &self.cause {
+            self.door.idempotency.store(effects, cause, answer)?;
+        }
+        match &self.record {
+            Some(record) if changes => self.door.audit.append(effects, record.clone()).await.map(Some),
+            _ => Ok(None),
+        }
+    }
+
     fn again(&self) -> Option<Response> {
-        let conflict = || Error::new(Kind::Conflict, "conflict", "others kept changing the same data; try again");
-        (self.runs >= RUNS).then(|| conflict().into_response())
+        (self.runs >= RUNS).then(|| contended().into_response())
     }
 
     fn rendered(&self, answer: Answer, version: u64) -> Response {

@@ -2,10 +2,10 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
-use crate::control::change::{Change, commit, json};
+use crate::control::change::{Change, commit, empty, json};
 use crate::control::page::{List, Page, next};
 use crate::control::{Caller, Tenant};
 use crate::gateway::Door;
@@ -49,22 +49,27 @@ impl KeyView {
 /// Make a key. It is shown once.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/keys", tag = "keys", params(("tenant" = String, Path)), request_body = NewKey,
     responses((status = 201, body = KeyView)))]
-pub(super) async fn create(State(door): State<Door>, Caller(caller): Caller, change: Change) -> Result<Response> {
+pub(super) async fn create(State(door): State<Door>, caller: Caller, change: Change) -> Result<Response> {
     let new: NewKey = change.json()?;
     let wider = new.scopes.iter().any(|scope| scope == Right::PlatformAdmin.name());
     if wider {
         return Err(Error::new(Kind::Denied, "forbidden", "a tenant's key cannot have the scope platform:admin"));
     }
-    if !caller.may(Right::TenantAdmin) {
+    if !caller.principal.may(Right::TenantAdmin) {
         return Err(Error::new(Kind::Denied, "forbidden", "no key makes a wider key"));
     }
     // The same seed over re-runs and repetitions makes the same key, so that none is made that nobody has.
     let seed = change.seed().unwrap_or_else(|| rand::random::<[u8; 32]>().to_vec());
     let scope = change.scope.clone();
-    Ok(commit!(change, |_effects| {
-        let minted = door.keys.create(Some(&scope), &new.name, &new.scopes, Some(&seed)).await?;
-        json(StatusCode::CREATED, &KeyView::of(minted.listed, Some(minted.key)))
-    }))
+    let minted = door.keys.draw(Some(&scope), &new.name, &new.scopes, Some(&seed))?;
+    let made = &minted.listed;
+    let what = serde_json::json!({ "key": made.id, "name": made.name, "scopes": made.scopes });
+    let response = commit!(change.noting(what), |effects| {
+        door.keys.store(effects, Some(&scope), &minted).await?;
+        json(StatusCode::CREATED, &KeyView::of(minted.listed.clone(), Some(minted.key.clone())))
+    });
+    door.keys.forget(&minted.listed.id);
+    Ok(response)
 }
 
 /// The tenant's keys, without their secrets.
@@ -89,12 +94,17 @@ pub(super) async fn list(
     responses((status = 204)))]
 pub(super) async fn delete(
     State(door): State<Door>,
-    Tenant(scope): Tenant,
     Path((_, key)): Path<(String, String)>,
-) -> Result<Response> {
-    if door.keys.delete(Some(&scope), &key).await? {
-        Ok(StatusCode::NO_CONTENT.into_response())
-    } else {
-        Err(Error::not_found("no such key"))
-    }
+    change: Change,
+) -> Response {
+    let scope = change.scope.clone();
+    let response = commit!(change, |effects| {
+        if door.keys.delete(effects, &scope, &key).await? {
+            Ok(empty(StatusCode::NO_CONTENT))
+        } else {
+            Err(Error::not_found("no such key"))
+        }
+    });
+    door.keys.forget(&key);
+    response
 }

@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
 
-use crate::control::change::parse_json;
+use crate::control::change::{Change, commit, json, parse_json};
 use crate::control::page::List;
 use crate::gateway::Door;
 use crate::gateway::extract::Path;
-use crate::gateway::plugin::read_body;
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::Plan;
 
@@ -31,14 +32,18 @@ pub(super) async fn get(State(door): State<Door>, Path(name): Path<String>) -> R
 /// Define or redefine a plan. Fields that are not given are those of the plan `free`.
 #[utoipa::path(put, path = "/v1/plans/{plan}", tag = "plans", params(("plan" = String, Path)), request_body = Plan,
     responses((status = 200, body = Plan)))]
-pub(super) async fn put(State(door): State<Door>, Path(name): Path<String>, request: Request) -> Result<Json<Plan>> {
-    let body = read_body(request.into_body(), BODY_BYTES).await?;
-    let mut fields: serde_json::Map<String, serde_json::Value> = parse_json(&body)?;
+pub(super) async fn put(State(door): State<Door>, Path(name): Path<String>, request: Request) -> Result<Response> {
+    let change = Change::read(request, &door, |_| BODY_BYTES).await?;
+    let mut fields: serde_json::Map<String, serde_json::Value> = change.json()?;
     if fields.get("name").is_some_and(|given| *given != name) {
         return Err(Error::invalid("the plan's name in the body is not the one in the path"));
     }
     fields.insert("name".into(), name.into());
     let plan: Plan = parse_json(serde_json::Value::from(fields).to_string().as_bytes())?;
-    door.directory.put_plan(&plan).await?;
-    Ok(Json(plan))
+    let response = commit!(change, |effects| {
+        door.directory.put_plan(effects, &plan)?;
+        json(StatusCode::OK, &plan)
+    });
+    door.directory.forget_plan(&plan.name);
+    Ok(response)
 }

@@ -138,7 +138,8 @@ pub(super) async fn upload(
     };
     // Bytes first: a version row never names a component that is not there.
     components::store(&door.db, &scope, &new.digest, &bytes, door.shard.clock().now_ms()).await?;
-    Ok(commit!(change, |effects| match plugins::store(effects, &manifest, new.clone()).await? {
+    let what = serde_json::json!({ "digest": new.digest, "version": new.version });
+    Ok(commit!(change.noting(what), |effects| match plugins::store(effects, &manifest, new.clone()).await? {
         Stored::New(version) => json(StatusCode::CREATED, &VersionView::of(version)),
         Stored::Same(version) => json(StatusCode::OK, &VersionView::of(version)),
     }))
@@ -214,7 +215,8 @@ pub(super) async fn approve(Path((_, plugin, version)): Path<(String, String, St
 pub(super) async fn release(Path((_, plugin)): Path<(String, String)>, change: Change) -> Result<Response> {
     let new: NewRelease = change.json()?;
     let percent = new.percent.unwrap_or(100);
-    Ok(commit!(change, |effects| {
+    let what = serde_json::json!({ "percent": percent, "version": new.version });
+    Ok(commit!(change.noting(what), |effects| {
         json(StatusCode::OK, &PluginView::of(plugins::release(effects, &plugin, &new.version, percent).await?)?)
     }))
 }

@@ -3,17 +3,16 @@
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
-use crate::control::change::{cause, json, parse_json, rendered};
+use crate::control::Tenant;
+use crate::control::change::{Change, commit, empty, json};
 use crate::control::page::{List, Page, next};
-use crate::control::{Caller, Tenant, no_tenant};
 use crate::gateway::Door;
-use crate::gateway::extract::{Path, Query};
-use crate::gateway::plugin::read_body;
+use crate::gateway::extract::Query;
 use crate::kernel::clock::rfc3339;
-use crate::kernel::error::{Error, Result};
+use crate::kernel::error::Result;
 use crate::services::directory;
 
 /// Bytes of a body here: two short names.
@@ -65,29 +64,21 @@ impl TenantView {
 /// Make a tenant.
 #[utoipa::path(post, path = "/v1/tenants", tag = "tenants", request_body = NewTenant,
     responses((status = 201, body = TenantView)))]
-pub(super) async fn create(State(door): State<Door>, Caller(caller): Caller, request: Request) -> Result<Response> {
-    let (parts, body) = request.into_parts();
-    let body = read_body(body, BODY_BYTES).await?;
-    let new: NewTenant = parse_json(&body)?;
-    let cause = cause(&parts, &caller.key, &body)?;
+pub(super) async fn create(State(door): State<Door>, request: Request) -> Result<Response> {
+    let change = Change::read(request, &door, |_| BODY_BYTES).await?;
+    let new: NewTenant = change.json()?;
     let plan = new.plan.as_deref().unwrap_or("free");
-    // The stored answer lives with the tenant that the request made, and is written with it.
-    if let Some(cause) = &cause
-        && let Some(scope) = door.directory.by_name(&new.id).await?
-        && let Some(answer) = door.idempotency.find(&mut door.shard.begin(&scope), cause).await?
-    {
-        let mut response = rendered(answer);
-        response.headers_mut().insert("idempotent-replayed", axum::http::HeaderValue::from_static("true"));
-        return Ok(response);
-    }
-    let created_at_ms = door.shard.clock().now_ms();
-    let view =
-        TenantView { id: new.id.clone(), plan: plan.into(), created_at: rfc3339(created_at_ms), storage_bytes: None };
-    let answer = json(StatusCode::CREATED, &view)?;
-    let first =
-        |id: &_| cause.as_ref().map(|cause| door.idempotency.sealed(id, cause, &answer, created_at_ms)).transpose();
-    door.directory.create(&new.id, plan, created_at_ms, first).await?;
-    Ok(rendered(answer))
+    let what = serde_json::json!({ "plan": plan, "tenant": new.id });
+    let response = commit!(change.noting(what), |effects| {
+        door.directory.create(effects, &new.id, plan).await?;
+        let created_at = rfc3339(effects.now_ms());
+        json(
+            StatusCode::CREATED,
+            &TenantView { id: new.id.clone(), plan: plan.into(), created_at, storage_bytes: None },
+        )
+    });
+    door.directory.forget(&new.id);
+    Ok(response)
 }
 
 /// All tenants, by name.
@@ -116,24 +107,31 @@ pub(super) async fn get(State(door): State<Door>, Tenant(scope): Tenant) -> Resu
 /// Put a tenant on another plan.
 #[utoipa::path(patch, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)), request_body = TenantChange,
     responses((status = 200, body = TenantView)))]
-pub(super) async fn change(
-    State(door): State<Door>,
-    Tenant(scope): Tenant,
-    request: Request,
-) -> Result<Json<TenantView>> {
-    let body = read_body(request.into_body(), BODY_BYTES).await?;
-    let change: TenantChange = parse_json(&body)?;
-    door.directory.change_plan(&scope, &change.plan).await?;
-    Ok(Json(TenantView::of(&door.directory.describe(&scope).await?, None)))
+pub(super) async fn change(State(door): State<Door>, Tenant(scope): Tenant, request: Request) -> Result<Response> {
+    let change = Change::read(request, &door, |_| BODY_BYTES).await?;
+    let wanted: TenantChange = change.json()?;
+    let response = commit!(change.noting(serde_json::json!({ "plan": wanted.plan })), |effects| {
+        let tenant = door.directory.change_plan(effects, &scope, &wanted.plan).await?;
+        json(StatusCode::OK, &TenantView::of(&tenant, None))
+    });
+    door.directory.forget(scope.name());
+    Ok(response)
 }
 
 /// Delete a tenant with all that it stored.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)),
     responses((status = 204)))]
-pub(super) async fn delete(State(door): State<Door>, Path(name): Path<String>) -> Result<Response> {
-    let scope = door.directory.by_name(&name).await?.ok_or_else(no_tenant)?;
-    door.directory.delete(&scope).await.map_err(|error: Error| error)?;
+pub(super) async fn delete(State(door): State<Door>, Tenant(scope): Tenant, change: Change) -> Response {
+    let response = commit!(change, |effects| {
+        door.directory.delete(effects, &scope).await?;
+        Ok(empty(StatusCode::NO_CONTENT))
+    });
+    door.directory.forget(scope.name());
     door.keys.forget_all();
     door.shard.forget(&scope);
-    Ok(StatusCode::NO_CONTENT.into_response())
+    // Nothing, if the tenant is still there; what fails here, the sweeper does.
+    if let Err(error) = door.directory.purge(scope.id()).await {
+        tracing::warn!(?error, "what a deleted tenant stored is removed later");
+    }
+    response
 }

@@ -29,8 +29,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const WAIT: Duration = Duration::from_secs(2);
 /// Sets that may wait, all tenants: some seconds of work for a disk that syncs 100 times a second.
 const WAITING: usize = 16_384;
-/// Runs of a control-plane transaction before a conflict is reported.
-const RUNS: u32 = 16;
+/// Runs of a transaction of the host's own before a conflict is reported.
+pub(crate) const RUNS: u32 = 16;
 
 /// One database that holds some tenants' data: reads, transactions, and the one way to commit.
 #[derive(Clone)]
@@ -47,6 +47,11 @@ struct Inner {
     counts: Counts,
     breaks: Breaks,
     generation: AtomicU64,
+}
+
+/// The end of a transaction that ran [`RUNS`] times.
+pub(crate) fn contended() -> Error {
+    Error::new(Kind::Conflict, "conflict", "others kept changing the same data; try again")
 }
 
 /// What the committer has done since the process started.
@@ -241,20 +246,27 @@ impl Shard {
         for _ in 0..RUNS {
             let mut effects = self.begin(scope);
             let answer = run(&mut effects).await;
-            if effects.stale().is_some() {
-                continue;
-            }
-            let answer = answer?;
-            if effects.is_empty() {
-                return Ok((answer, None));
-            }
-            match self.commit(effects.into_set(None, None)).await? {
-                Verdict::Committed { tag } => return Ok((answer, Some(tag))),
-                Verdict::Conflict { .. } => {}
-                Verdict::Refused(error) => return Err(error),
+            if let Some(done) = self.attempt(effects, answer).await? {
+                return Ok(done);
             }
         }
-        Err(Error::new(Kind::Conflict, "conflict", "others kept changing the same data; try again"))
+        Err(contended())
+    }
+
+    /// End one run of such a transaction; none means to run again.
+    pub(crate) async fn attempt<T>(&self, effects: Effects, answer: Result<T>) -> Result<Option<(T, Option<Tag>)>> {
+        if effects.stale().is_some() {
+            return Ok(None);
+        }
+        let answer = answer?;
+        if effects.is_empty() {
+            return Ok(Some((answer, None)));
+        }
+        match self.commit(effects.into_set(None, None)).await? {
+            Verdict::Committed { tag } => Ok(Some((answer, Some(tag)))),
+            Verdict::Conflict { .. } => Ok(None),
+            Verdict::Refused(error) => Err(error),
+        }
     }
 
     /// Hand a set to the committer and learn what became of it. Dropping the future changes nothing.

@@ -20,7 +20,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgPool, Pg
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
 use crate::effects::row::{Key, Range, Row, Value};
-use crate::effects::set::{Compute, Facts, OUTCOME_UNKNOWN, Op, Set, Tag, Verdict};
+use crate::effects::set::{Compute, Datum, Facts, OUTCOME_UNKNOWN, Op, Set, Statement, Tag, Verdict};
 use crate::effects::{Batching, Breaks, Gate, KEY_BYTES, Store, refusal};
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -659,6 +659,7 @@ struct Call<'s> {
     write_number: Vec<Option<i64>>,
     write_expires_at_ms: Vec<Option<i64>>,
     write_charged: Vec<bool>,
+    statements: Vec<&'s [Statement]>,
 }
 
 /// Which set, and which place in the tenant's map.
@@ -709,6 +710,7 @@ impl<'s> Call<'s> {
             for write in &set.writes {
                 call.push_write(n, write);
             }
+            call.statements.push(&set.statements);
             call.reads.push(call.read.len());
             call.ranges.push(call.range.len());
             call.writes.push(call.write.len());
@@ -747,7 +749,36 @@ impl<'s> Call<'s> {
         self.write_charged.push(write.key.space.charged());
     }
 
+    /// Commit. Where statements come with it, the head stays locked over their round trips: the directory changes
+    /// seldom.
     async fn run(&self, connection: &mut PgConnection, not_after_ms: i64) -> sqlx::Result<Vec<Verdict>> {
+        if self.statements.iter().all(|statements| statements.is_empty()) {
+            return self.call(connection, not_after_ms).await;
+        }
+        let mut transaction = connection.begin().await?;
+        match self.call_and_execute(&mut transaction, not_after_ms).await {
+            Ok(verdicts) => transaction.commit().await.map(|()| verdicts),
+            Err(error) => {
+                // At once, so that nobody waits for the locks; a lost connection has none.
+                let _ = transaction.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn call_and_execute(&self, connection: &mut PgConnection, not_after_ms: i64) -> sqlx::Result<Vec<Verdict>> {
+        let verdicts = self.call(connection, not_after_ms).await?;
+        for (statements, verdict) in self.statements.iter().zip(&verdicts) {
+            if matches!(verdict, Verdict::Committed { .. }) {
+                for statement in *statements {
+                    execute(connection, statement).await?;
+                }
+            }
+        }
+        Ok(verdicts)
+    }
+
+    async fn call(&self, connection: &mut PgConnection, not_after_ms: i64) -> sqlx::Result<Vec<Verdict>> {
         // All rows are awaited: the server commits after it has sent them, and says that it is ready after that.
         let rows = sqlx::query(
             "select outcome, epoch, seq, space, key from chalet_commit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
@@ -797,6 +828,23 @@ impl<'s> Call<'s> {
         .await?;
         rows.iter().map(verdict_of).collect()
     }
+}
+
+async fn execute(connection: &mut PgConnection, statement: &Statement) -> sqlx::Result<()> {
+    if let Some(tenant) = &statement.tenant {
+        let set = sqlx::query("select set_config('app.tenant', $1, true)").bind(tenant.as_str());
+        set.fetch_all(&mut *connection).await?;
+    }
+    let mut query = sqlx::query(statement.sql);
+    for value in &statement.values {
+        query = match value {
+            Datum::Text(text) => query.bind(text.as_deref()),
+            Datum::Bytes(bytes) => query.bind(&bytes[..]),
+            Datum::Number(number) => query.bind(*number),
+        };
+    }
+    query.execute(connection).await?;
+    Ok(())
 }
 
 fn verdict_of(row: &PgRow) -> sqlx::Result<Verdict> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::effects::row::{Key, Range, Value};
 use crate::kernel::error::Error;
-use crate::kernel::tenant::TenantScope;
+use crate::kernel::tenant::{TenantId, TenantScope};
 
 /// The code of an error after which nobody knows yet whether the commit happened.
 pub(crate) const OUTCOME_UNKNOWN: &str = "outcome_unknown";
@@ -130,6 +130,58 @@ impl Compute {
     }
 }
 
+/// A change of tables that are no tenant's map, such as the directory's, in the transaction of a set: it happens if
+/// and only if the set is committed. The SQL is portable; what comes from outside is a value.
+#[derive(Clone, Debug)]
+pub struct Statement {
+    pub(crate) sql: &'static str,
+    pub(crate) values: Vec<Datum>,
+    pub(crate) tenant: Option<TenantId>,
+}
+
+/// A value of a statement.
+#[derive(Clone, Debug)]
+pub(crate) enum Datum {
+    Text(Option<String>),
+    Bytes(Vec<u8>),
+    Number(i64),
+}
+
+impl Statement {
+    /// A statement without values.
+    pub fn new(sql: &'static str) -> Self {
+        Self { sql, values: Vec::new(), tenant: None }
+    }
+
+    /// The next value: text, or null.
+    #[must_use]
+    pub fn text<'t>(mut self, text: impl Into<Option<&'t str>>) -> Self {
+        self.values.push(Datum::Text(text.into().map(str::to_owned)));
+        self
+    }
+
+    /// The next value: bytes.
+    #[must_use]
+    pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.values.push(Datum::Bytes(bytes.to_vec()));
+        self
+    }
+
+    /// The next value: a number.
+    #[must_use]
+    pub fn number(mut self, number: i64) -> Self {
+        self.values.push(Datum::Number(number));
+        self
+    }
+
+    /// The tenant whose tables it may touch, as row-level security wants to know.
+    #[must_use]
+    pub fn of(mut self, tenant: &TenantId) -> Self {
+        self.tenant = Some(tenant.clone());
+        self
+    }
+}
+
 /// A closed transaction.
 #[derive(Debug)]
 pub struct Set {
@@ -141,6 +193,8 @@ pub struct Set {
     pub facts: Facts,
     /// What it changes, one entry a key.
     pub writes: Vec<Write>,
+    /// What it changes beside, in this order.
+    pub statements: Vec<Statement>,
     /// A row among `writes` that exists afterwards if and only if this set was committed.
     pub marker: Option<Key>,
     /// Usage that is counted with it.

@@ -21,7 +21,7 @@ use sqlx::{ConnectOptions, Connection, QueryBuilder, Row as _, Sqlite};
 use tokio::sync::Mutex;
 
 use crate::effects::row::{Key, Range, Row, Value};
-use crate::effects::set::{Compute, Facts, Op, Set, Tag, Verdict};
+use crate::effects::set::{Compute, Datum, Facts, Op, Set, Statement, Tag, Verdict};
 use crate::effects::{Batching, Breaks, Store, refusal};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -459,7 +459,27 @@ async fn apply(connection: &mut SqliteConnection, sets: &[Set], breaks: Breaks) 
     write_heads(connection, &heads, &started).await?;
     write_usage(connection, &used).await?;
     write_due(connection, &due).await?;
+    for (set, verdict) in sets.iter().zip(&verdicts) {
+        if matches!(verdict, Verdict::Committed { .. }) {
+            for statement in &set.statements {
+                execute(connection, statement).await?;
+            }
+        }
+    }
     Ok(verdicts)
+}
+
+async fn execute(connection: &mut SqliteConnection, statement: &Statement) -> Result<()> {
+    let mut query = sqlx::query(statement.sql);
+    for value in &statement.values {
+        query = match value {
+            Datum::Text(text) => query.bind(text.as_deref()),
+            Datum::Bytes(bytes) => query.bind(&bytes[..]),
+            Datum::Number(number) => query.bind(*number),
+        };
+    }
+    query.execute(connection).await.map_err(failed)?;
+    Ok(())
 }
 
 async fn heads(connection: &mut SqliteConnection, sets: &[Set]) -> Result<HashMap<TenantId, Head>> {

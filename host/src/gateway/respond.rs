@@ -13,6 +13,11 @@ tokio::task_local! {
     pub(super) static REQUEST: String;
 }
 
+/// The id of the request that is being answered, as in the `x-request-id` header.
+pub(crate) fn request_id() -> Option<String> {
+    REQUEST.try_with(Clone::clone).ok()
+}
+
 /// The body of every error (RFC 9457).
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Problem {
@@ -65,7 +70,7 @@ pub fn status(error: &Error) -> StatusCode {
 /// The answer to a request that failed. Faults of the host are logged here, once.
 pub fn problem(error: &Error, invocation: Option<String>) -> Response {
     let status = status(error);
-    let request = REQUEST.try_with(Clone::clone).ok();
+    let request = request_id();
     if error.kind() == Kind::Internal {
         tracing::error!(?error, request, "a request failed through a fault of the host");
     }

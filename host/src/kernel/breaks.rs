@@ -19,6 +19,8 @@ pub struct Breaks {
     pub cache_tenant: bool,
     /// A tenant's key opens every tenant.
     pub tenant: bool,
+    /// Changes leave no record in the audit log.
+    pub audit: bool,
     /// Guests compute without waiting for their turn.
     pub turns: bool,
     /// A guest that logs `panic` makes the host function panic.
@@ -46,6 +48,7 @@ impl Breaks {
             cache: has("cache"),
             cache_tenant: has("cache_tenant"),
             tenant: has("tenant"),
+            audit: has("audit"),
             turns: has("turns"),
             panic: has("panic"),
         }

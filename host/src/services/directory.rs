@@ -1,7 +1,9 @@
 //! Tenants and plans: what has to be known before a tenant's own rows can be read.
 //!
 //! Promises: a tenant's name is unique; its internal id is never reused; another node sees a change
-//! within [`FRESH`]. It holds no tenant data and leaves API keys to `keys`.
+//! within [`FRESH`]. Changes are staged, and happen with the record of them in the operator's audit log: every such
+//! transaction has read that log's head before it reads the directory, so that they happen one after another. It
+//! holds no tenant data and leaves API keys to `keys`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 use serde::Serialize;
 
-use crate::effects::Key;
+use crate::effects::{Effects, Statement};
 use crate::kernel::db::{Db, column, failed};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{Plan, TenantId, TenantScope};
@@ -20,6 +22,9 @@ pub const FRESH: Duration = Duration::from_secs(2);
 const CACHED: u64 = 10_000;
 /// Characters of a tenant's name: it has to fit into a host name's label.
 const NAME_LENGTH: usize = 63;
+
+/// The id under which the operator's own rows stand; a tenant's has no such letters.
+const PLATFORM: &str = "platform";
 
 /// A tenant as its row has it.
 #[derive(Clone, Debug, Serialize)]
@@ -39,6 +44,7 @@ pub struct Tenant {
 #[derive(Clone)]
 pub struct Directory {
     db: Db,
+    platform: TenantScope,
     by_name: Cache<String, Option<TenantScope>>,
     by_id: Cache<TenantId, Option<TenantScope>>,
     plans: Cache<String, Arc<Plan>>,
@@ -50,66 +56,37 @@ impl Directory {
         let builder = || Cache::builder().max_capacity(CACHED).time_to_live(FRESH);
         Self {
             db,
+            // No tenant has an empty name.
+            platform: TenantScope::mint(TenantId::from_row(PLATFORM), String::new(), Arc::default()),
             by_name: builder().build(),
             by_id: Cache::builder().max_capacity(CACHED).time_to_live(FRESH).build(),
             plans: Cache::builder().max_capacity(1_000).time_to_live(FRESH).build(),
         }
     }
 
-    /// Make a tenant on a plan. `first` may give a row that it has from the start, with its expiry: what
-    /// answers a repetition of the request that made it.
-    pub async fn create(
-        &self,
-        name: &str,
-        plan: &str,
-        now_ms: i64,
-        first: impl FnOnce(&TenantId) -> Result<Option<(Key, Vec<u8>, i64)>>,
-    ) -> Result<TenantScope> {
+    /// The scope of what is no tenant's: the operator's audit log, and the answers to the operator's requests.
+    pub fn platform(&self) -> &TenantScope {
+        &self.platform
+    }
+
+    /// Stage a new tenant on a plan.
+    pub async fn create(&self, effects: &mut Effects, name: &str, plan: &str) -> Result<TenantScope> {
         check_name(name)?;
         let plan = self.plan(plan).await?;
-        let id = TenantId::new();
-        let first = first(&id)?;
-        let mut transaction = self.db.tenant(&id).await?;
-        let made = sqlx::query(
-            "insert into tenants (id, name, plan, created_at_ms) values ($1, $2, $3, $4) on conflict (name) do nothing",
-        )
-        .bind(id.as_str())
-        .bind(name)
-        .bind(plan.name.as_str())
-        .bind(now_ms)
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
-        if made.rows_affected() == 0 {
+        let known = sqlx::query("select id from tenants where name = $1").bind(name);
+        if known.fetch_optional(self.db.directory()).await.map_err(failed)?.is_some() {
             return Err(Error::new(Kind::Conflict, "tenant_exists", "there is a tenant of this name; choose another"));
         }
-        sqlx::query("insert into heads (tenant_id, seq) values ($1, 1)")
-            .bind(id.as_str())
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        if let Some((key, value, expires_at_ms)) = first {
-            sqlx::query("insert into rows (tenant_id, space, key, value, version, expires_at_ms) values ($1, $2, $3, $4, 1, $5)")
-                .bind(id.as_str())
-                .bind(key.space.as_str().to_owned())
-                .bind(key.key.to_vec())
-                .bind(value)
-                .bind(expires_at_ms)
-                .execute(&mut *transaction)
-                .await
-                .map_err(failed)?;
-            sqlx::query("insert into due (kind, tenant_id, due_at_ms) values ('sweep', $1, $2)")
-                .bind(id.as_str())
-                .bind(expires_at_ms)
-                .execute(&mut *transaction)
-                .await
-                .map_err(failed)?;
-        }
-        transaction.commit().await.map_err(failed)?;
-        let scope = TenantScope::mint(id.clone(), name.into(), plan);
-        self.by_name.invalidate(name);
-        self.by_id.invalidate(&id);
-        Ok(scope)
+        let id = TenantId::new();
+        effects.attach(
+            Statement::new("insert into tenants (id, name, plan, created_at_ms) values ($1, $2, $3, $4)")
+                .text(id.as_str())
+                .text(name)
+                .text(plan.name.as_str())
+                .number(effects.now_ms()),
+        );
+        effects.attach(Statement::new("insert into heads (tenant_id) values ($1)").text(id.as_str()).of(&id));
+        Ok(TenantScope::mint(id, name.into(), plan))
     }
 
     /// The scope of a tenant that a credential or a path names.
@@ -133,6 +110,9 @@ impl Directory {
 
     /// The scope of the tenant that a row names.
     pub async fn by_id(&self, id: &TenantId) -> Result<Option<TenantScope>> {
+        if id.as_str() == PLATFORM {
+            return Ok(Some(self.platform.clone()));
+        }
         if let Some(known) = self.by_id.get(id) {
             return Ok(known);
         }
@@ -176,41 +156,64 @@ impl Directory {
         rows.iter().map(tenant_of).collect()
     }
 
-    /// Put a tenant on another plan.
-    pub async fn change_plan(&self, scope: &TenantScope, plan: &str) -> Result<()> {
+    /// Stage that a tenant is on another plan; the tenant as it is then.
+    pub async fn change_plan(&self, effects: &mut Effects, scope: &TenantScope, plan: &str) -> Result<Tenant> {
         let plan = self.plan(plan).await?;
-        sqlx::query("update tenants set plan = $2 where id = $1")
-            .bind(scope.id().as_str())
-            .bind(plan.name.as_str())
-            .execute(self.db.directory())
-            .await
-            .map_err(failed)?;
-        self.forget(scope);
+        let tenant = self.describe(scope).await?;
+        effects.attach(
+            Statement::new("update tenants set plan = $2 where id = $1")
+                .text(scope.id().as_str())
+                .text(plan.name.as_str()),
+        );
+        Ok(Tenant { plan: plan.name.clone(), ..tenant })
+    }
+
+    /// Stage that a tenant is no more. Commits that come after it find no tenant; what it stored is for
+    /// [`Self::purge`] to remove, which is due from then on.
+    pub async fn delete(&self, effects: &mut Effects, scope: &TenantScope) -> Result<()> {
+        self.describe(scope).await?;
+        let id = scope.id();
+        for sql in [
+            // The head first: whoever commits for the tenant holds it.
+            "delete from heads where tenant_id = $1",
+            "delete from api_keys where tenant_id = $1",
+            "delete from tenants where id = $1",
+        ] {
+            effects.attach(Statement::new(sql).text(id.as_str()).of(id));
+        }
+        effects.attach(
+            Statement::new(
+                "insert into due (kind, tenant_id, due_at_ms) values ('sweep', $1, $2) \
+                 on conflict (kind, tenant_id) do update set due_at_ms = excluded.due_at_ms",
+            )
+            .text(id.as_str())
+            .number(effects.now_ms()),
+        );
         Ok(())
     }
 
-    /// Delete a tenant with all that it stored. Commits that come after it find no tenant.
-    pub async fn delete(&self, scope: &TenantScope) -> Result<()> {
-        let mut transaction = self.db.tenant(scope.id()).await?;
+    /// Remove all that a deleted tenant stored, and the note that this is due; nothing of one that has a head.
+    pub async fn purge(&self, id: &TenantId) -> Result<()> {
+        let mut transaction = self.db.tenant(id).await?;
+        let head = sqlx::query("select tenant_id from heads where tenant_id = $1").bind(id.as_str());
+        if head.fetch_optional(&mut *transaction).await.map_err(failed)?.is_some() {
+            return Ok(());
+        }
         for statement in [
-            "delete from heads where tenant_id = $1",
             "delete from rows where tenant_id = $1",
             "delete from usage_totals where tenant_id = $1",
             "delete from components where tenant_id = $1",
             "delete from due where tenant_id = $1",
-            "delete from api_keys where tenant_id = $1",
-            "delete from tenants where id = $1",
         ] {
-            sqlx::query(statement).bind(scope.id().as_str()).execute(&mut *transaction).await.map_err(failed)?;
+            sqlx::query(statement).bind(id.as_str()).execute(&mut *transaction).await.map_err(failed)?;
         }
-        transaction.commit().await.map_err(failed)?;
-        self.forget(scope);
-        Ok(())
+        transaction.commit().await.map_err(failed)
     }
 
-    fn forget(&self, scope: &TenantScope) {
-        self.by_name.invalidate(scope.name());
-        self.by_id.invalidate(scope.id());
+    /// Read a tenant anew, after it was made, changed or deleted.
+    pub fn forget(&self, name: &str) {
+        self.by_name.invalidate(name);
+        self.by_id.invalidate_all();
     }
 
     /// A plan by its name. The plan `free` exists without having been stored.
@@ -250,22 +253,25 @@ impl Directory {
         Ok(plans)
     }
 
-    /// Define or redefine a plan; tenants on it have the new limits within [`FRESH`].
-    pub async fn put_plan(&self, plan: &Plan) -> Result<()> {
+    /// Stage a new or redefined plan; tenants on it have the new limits within [`FRESH`].
+    pub fn put_plan(&self, effects: &mut Effects, plan: &Plan) -> Result<()> {
         check_name(&plan.name)?;
         let body = serde_json::to_string(plan).map_err(Error::internal)?;
-        sqlx::query(
-            "insert into plans (name, body) values ($1, $2) on conflict (name) do update set body = excluded.body",
-        )
-        .bind(plan.name.as_str())
-        .bind(body)
-        .execute(self.db.directory())
-        .await
-        .map_err(failed)?;
-        self.plans.invalidate(&plan.name);
+        effects.attach(
+            Statement::new(
+                "insert into plans (name, body) values ($1, $2) on conflict (name) do update set body = excluded.body",
+            )
+            .text(plan.name.as_str())
+            .text(body.as_str()),
+        );
+        Ok(())
+    }
+
+    /// Read a plan, and the tenants that may be on it, anew.
+    pub fn forget_plan(&self, name: &str) {
+        self.plans.invalidate(name);
         self.by_name.invalidate_all();
         self.by_id.invalidate_all();
-        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use crate::effects::{Claim, Claims, Effects, Key, Space};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::id;
 use crate::kernel::secret::Master;
-use crate::kernel::tenant::{TenantId, TenantScope};
+use crate::kernel::tenant::TenantScope;
 
 const ANSWERS: Space = Space::named("answers");
 /// How long an answer to an API call can be asked for again.
@@ -232,19 +232,6 @@ impl Idempotency {
             return Err(reused());
         }
         Ok(Some((answer, row.version)))
-    }
-
-    /// The row that holds the answer of this cause, for a tenant that is being made: key, value and expiry.
-    pub fn sealed(
-        &self,
-        tenant: &TenantId,
-        cause: &Cause,
-        answer: &Answer,
-        now_ms: i64,
-    ) -> Result<(Key, Vec<u8>, i64)> {
-        let plain = encode(cause.fingerprint, answer)?;
-        let sealed = self.master.seal(tenant, &hex::encode(&cause.row.key), &plain);
-        Ok((cause.row.clone(), sealed, now_ms + cause.keep_ms))
     }
 
     /// Stage the answer of this cause.

@@ -3,7 +3,8 @@
 //! A key is `chalet_` + 12 base62 (its public id) + `_` + 32 base62 (secret, about 190 bits) + 6 base62
 //! (CRC-32 of all before it), so that a mistyped key is refused without a look-up and a scanner can tell
 //! a leaked one. Stored are the id and an HMAC of the secret; the key itself is shown once. The operator's
-//! first key may be any 32 to 128 of `A-Z a-z 0-9 _ -`.
+//! first key may be any 32 to 128 of `A-Z a-z 0-9 _ -`. Changes are staged, and happen with their record in the audit
+//! log, one after another.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use moka::sync::Cache;
 use serde::Serialize;
 use subtle::ConstantTimeEq;
 
+use crate::effects::{Effects, Statement};
 use crate::kernel::clock::Clock;
 use crate::kernel::db::{Db, column, failed};
 use crate::kernel::error::{Error, Kind, Result};
@@ -110,6 +112,7 @@ pub struct Minted {
     pub listed: Listed,
     /// The key's text.
     pub key: String,
+    digest: Vec<u8>,
 }
 
 impl fmt::Debug for Minted {
@@ -143,25 +146,29 @@ impl Keys {
         Self { db, clock, master, known, valid: Cache::builder().max_capacity(KNOWN).time_to_idle(REMEMBERED).build() }
     }
 
-    /// Make `key` the operator's first key, replacing the one that was set this way before.
-    pub async fn set_first(&self, key: &str) -> Result<()> {
+    /// Stage `key` as the operator's first key, replacing the one that was set this way before; nothing if it is
+    /// that one.
+    pub async fn set_first(&self, effects: &mut Effects, key: &str) -> Result<()> {
         let fits =
             (32..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         if !fits {
             return Err(Error::invalid("the admin key must be 32 to 128 of A-Z, a-z, 0-9, _ and -"));
         }
-        let digest = self.master.digest("api-key", None, key.as_bytes());
-        sqlx::query(
-            "insert into api_keys (id, tenant_id, name, digest, scopes, created_at_ms) values ($1, null, 'admin', $2, 'platform:admin', $3) \
-             on conflict (id) do update set digest = excluded.digest",
-        )
-        .bind(FIRST)
-        .bind(digest.to_vec())
-        .bind(self.clock.now_ms())
-        .execute(self.db.directory())
-        .await
-        .map_err(failed)?;
-        self.known.invalidate(FIRST);
+        let digest = self.digest(key);
+        let known = sqlx::query("select digest from api_keys where id = $1").bind(FIRST);
+        let known = known.fetch_optional(self.db.directory()).await.map_err(failed)?;
+        if known.map(|row| column::<Vec<u8>>(&row, "digest")).transpose()?.is_some_and(|known| known == digest) {
+            return Ok(());
+        }
+        effects.attach(
+            Statement::new(
+                "insert into api_keys (id, tenant_id, name, digest, scopes, created_at_ms) values ($1, null, 'admin', $2, 'platform:admin', $3) \
+                 on conflict (id) do update set digest = excluded.digest",
+            )
+            .text(FIRST)
+            .bytes(&digest)
+            .number(effects.now_ms()),
+        );
         Ok(())
     }
 
@@ -174,9 +181,9 @@ impl Keys {
         Ok(row.is_some())
     }
 
-    /// Make a key. With an idempotency `seed` the same call makes the same key, so that a repeated request
-    /// neither makes a second one nor loses the first.
-    pub async fn create(
+    /// Draw a key, which is none until it is stored. With an idempotency `seed` the same call draws the same key,
+    /// so that a repeated request neither makes a second one nor loses the first.
+    pub fn draw(
         &self,
         scope: Option<&TenantScope>,
         name: &str,
@@ -204,11 +211,16 @@ impl Keys {
         let body = format!("chalet_{id}_{secret}");
         let key = format!("{body}{}", checksum(&body));
         let listed = Listed {
-            id: id.clone(),
+            id,
             name: name.into(),
             scopes: rights.iter().map(|right| right.name().to_owned()).collect(),
             created_at_ms: self.clock.now_ms(),
         };
+        Ok(Minted { listed, key, digest: self.digest(&secret) })
+    }
+
+    /// Stage a key that was drawn.
+    pub async fn store(&self, effects: &mut Effects, scope: Option<&TenantScope>, minted: &Minted) -> Result<()> {
         if let Some(scope) = scope
             && self.list(Some(scope), None, KEYS).await?.len() >= KEYS
         {
@@ -218,20 +230,23 @@ impl Keys {
                 format!("a tenant has at most {KEYS} keys; delete one"),
             ));
         }
-        sqlx::query(
-            "insert into api_keys (id, tenant_id, name, digest, scopes, created_at_ms) values ($1, $2, $3, $4, $5, $6) on conflict (id) do nothing",
-        )
-        .bind(id.as_str())
-        .bind(tenant.map(|tenant| tenant.as_str().to_owned()))
-        .bind(name)
-        .bind(self.master.digest("api-key", None, secret.as_bytes()).to_vec())
-        .bind(listed.scopes.join(" "))
-        .bind(listed.created_at_ms)
-        .execute(self.db.directory())
-        .await
-        .map_err(failed)?;
-        self.known.invalidate(&id);
-        Ok(Minted { listed, key })
+        let listed = &minted.listed;
+        effects.attach(
+            Statement::new(
+                "insert into api_keys (id, tenant_id, name, digest, scopes, created_at_ms) values ($1, $2, $3, $4, $5, $6) on conflict (id) do nothing",
+            )
+            .text(listed.id.as_str())
+            .text(scope.map(|scope| scope.id().as_str()))
+            .text(listed.name.as_str())
+            .bytes(&minted.digest)
+            .text(listed.scopes.join(" ").as_str())
+            .number(listed.created_at_ms),
+        );
+        Ok(())
+    }
+
+    fn digest(&self, secret: &str) -> Vec<u8> {
+        self.master.digest("api-key", None, secret.as_bytes()).to_vec()
     }
 
     /// A tenant's keys, or the operator's, in the order of their ids.
@@ -257,16 +272,27 @@ impl Keys {
             .collect()
     }
 
-    /// Revoke a tenant's key: at once here, within [`FRESH`] on other nodes. False if there was none.
-    pub async fn delete(&self, scope: Option<&TenantScope>, id: &str) -> Result<bool> {
-        let done = sqlx::query("delete from api_keys where id = $1 and coalesce(tenant_id, '') = $2")
+    /// Stage the revocation of a tenant's key. False if there is none.
+    pub async fn delete(&self, effects: &mut Effects, scope: &TenantScope, id: &str) -> Result<bool> {
+        let found = sqlx::query("select id from api_keys where id = $1 and tenant_id = $2")
             .bind(id)
-            .bind(scope.map_or("", |scope| scope.id().as_str()))
-            .execute(self.db.directory())
+            .bind(scope.id().as_str())
+            .fetch_optional(self.db.directory())
             .await
             .map_err(failed)?;
+        if found.is_some() {
+            effects.attach(
+                Statement::new("delete from api_keys where id = $1 and tenant_id = $2")
+                    .text(id)
+                    .text(scope.id().as_str()),
+            );
+        }
+        Ok(found.is_some())
+    }
+
+    /// Read a key anew, after it was made or revoked: at once here, within [`FRESH`] on other nodes.
+    pub fn forget(&self, id: &str) {
         self.known.invalidate(id);
-        Ok(done.rows_affected() > 0)
     }
 
     /// Who a credential belongs to; none if it is no valid key. `credential` comes from a stranger.
@@ -277,8 +303,7 @@ impl Keys {
             Parsed::Other => (FIRST, credential),
         };
         let Some(stored) = self.find(id).await? else { return Ok(None) };
-        let digest = self.master.digest("api-key", None, secret.as_bytes());
-        if !bool::from(digest.as_slice().ct_eq(&stored.digest)) {
+        if !bool::from(self.digest(secret).as_slice().ct_eq(&stored.digest)) {
             return Ok(None);
         }
         if id != FIRST && self.valid.get(id).is_none() {

@@ -49,10 +49,8 @@ async fn sweep(
     before_ms: i64,
 ) -> Result<()> {
     let Some(scope) = directory.by_id(tenant).await? else {
-        // Deleted with all it had, but for what was announced at the same moment.
-        let gone = sqlx::query("delete from due where tenant_id = $1").bind(tenant.as_str());
-        gone.execute(db.directory()).await.map_err(failed)?;
-        return Ok(());
+        // Deleted, but for what was announced at the same moment, or what nobody came to remove.
+        return directory.purge(tenant).await;
     };
     loop {
         let mut transaction = db.tenant(tenant).await?;

@@ -1,4 +1,4 @@
-//! Who runs again, and when: invocations that lost on the same key queue behind each other instead of
+//! Who runs again, and when: transactions that meet on the same key queue behind each other instead of
 //! losing to each other, and the last resort holds back the tenant's other commits on this node. (Other nodes'
 //! are held back by the store.)
 
@@ -17,7 +17,7 @@ type Lane = tokio::sync::Mutex<()>;
 
 /// The lanes and gates of this node.
 #[derive(Default)]
-pub(super) struct Lanes {
+pub(crate) struct Lanes {
     lanes: Mutex<HashMap<(TenantId, Key), Weak<Lane>>>,
     gates: Mutex<HashMap<TenantId, Weak<RwLock<()>>>>,
 }
@@ -42,17 +42,17 @@ fn entry<K: Clone + Eq + std::hash::Hash, T>(
 
 impl Lanes {
     /// Wait, first come first served, until nobody else runs again for this key.
-    pub(super) async fn enter(&self, tenant: &TenantId, key: &Key) -> OwnedMutexGuard<()> {
+    pub(crate) async fn enter(&self, tenant: &TenantId, key: &Key) -> OwnedMutexGuard<()> {
         entry(&self.lanes, &(tenant.clone(), key.clone()), || Lane::new(())).lock_owned().await
     }
 
     /// Hold back the tenant's other commits; those on their way end first.
-    pub(super) async fn close_gate(&self, tenant: &TenantId) -> OwnedRwLockWriteGuard<()> {
+    pub(crate) async fn close_gate(&self, tenant: &TenantId) -> OwnedRwLockWriteGuard<()> {
         entry(&self.gates, tenant, || RwLock::new(())).write_owned().await
     }
 
     /// Wait until nobody holds the tenant's gate, and keep it open meanwhile.
-    pub(super) async fn pass_gate(&self, tenant: &TenantId) -> OwnedRwLockReadGuard<()> {
+    pub(crate) async fn pass_gate(&self, tenant: &TenantId) -> OwnedRwLockReadGuard<()> {
         entry(&self.gates, tenant, || RwLock::new(())).read_owned().await
     }
 }
