@@ -17,8 +17,9 @@ mod limits;
 mod program;
 mod run;
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,14 +35,16 @@ use self::guest::Guest;
 pub use self::inspect::{Class, Digest, Inspection};
 pub use self::program::Program;
 pub use self::run::{Failure, Spent};
-use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::error::{Error, Result};
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::TenantScope;
 
-/// Components whose failure is remembered, so that the same bad upload costs one compilation.
-const FAILURES: u64 = 10_000;
+/// Components whose refusal is remembered, so that the same bad upload costs one look and one compilation.
+const REFUSALS: u64 = 10_000;
 /// How long: a newer host on the same node may do better.
-const FAILURE_TIME: Duration = Duration::from_secs(3_600);
+const REFUSAL_TIME: Duration = Duration::from_secs(3_600);
+/// The rule under which an upload is counted that was refused for an earlier one's sake.
+const REMEMBERED: &str = "remembered";
 
 /// An interface that guests may import.
 #[derive(Clone, Copy)]
@@ -62,24 +65,15 @@ struct Inner {
     interfaces: Vec<&'static str>,
     cache: cache::Cache,
     compiler: compile::Compiler,
+    rejected: Mutex<BTreeMap<&'static str, u64>>,
     programs: moka::sync::Cache<Digest, Arc<Program>>,
-    failures: moka::sync::Cache<Digest, Arc<Failed>>,
+    /// By the gate under a class's bounds, or by the compiler, which has no classes. Nothing of a tenant stands in it:
+    /// the same bytes get the same answer from whomever they come.
+    refusals: moka::sync::Cache<(Digest, Option<Class>), Arc<Error>>,
     loading: compile::Keyed<Digest>,
     slots: Semaphore,
     /// Taken when the engine goes.
     runtime: Option<Runtime>,
-}
-
-/// What is remembered of a component that cannot be compiled.
-struct Failed {
-    code: &'static str,
-    message: String,
-}
-
-impl Failed {
-    fn error(&self) -> Error {
-        Error::new(Kind::Invalid, self.code, self.message.clone())
-    }
 }
 
 impl Engine {
@@ -109,8 +103,9 @@ impl Engine {
             interfaces: capabilities.iter().map(|capability| capability.interface).collect(),
             cache,
             compiler: compile::Compiler::new(config.worker.clone(), config.compile_jobs),
+            rejected: Mutex::default(),
             programs: moka::sync::Cache::new(config.programs),
-            failures: moka::sync::Cache::builder().max_capacity(FAILURES).time_to_live(FAILURE_TIME).build(),
+            refusals: moka::sync::Cache::builder().max_capacity(REFUSALS).time_to_live(REFUSAL_TIME).build(),
             loading: compile::Keyed::default(),
             slots: Semaphore::new(config.slots as usize),
             runtime: Some(runtime),
@@ -120,18 +115,11 @@ impl Engine {
     /// Take an upload: inspect it, compile it, and say what it is. It is loaded and stored when this returns.
     pub async fn accept(&self, scope: &TenantScope, wasm: Bytes) -> Result<Inspection> {
         let class = Class::of(scope.plan());
-        let inner = self.0.clone();
-        let bytes = wasm.clone();
-        let inspection = tokio::task::spawn_blocking(move || inspect::inspect(&bytes, class, &inner.interfaces))
-            .await
-            .map_err(Error::internal)??;
-        self.load(scope, &inspection.digest, async { Ok(wasm) }).await?;
-        Ok(inspection)
-    }
-
-    /// Look at a component without compiling it.
-    pub fn inspect(&self, bytes: &[u8], class: Class) -> Result<Inspection> {
-        inspect::inspect(bytes, class, &self.0.interfaces)
+        let (inner, bytes) = (self.0.clone(), wasm.clone());
+        let inspected = tokio::task::spawn_blocking(move || inner.inspect(&bytes, class)).await;
+        let inspection = inspected.map_err(Error::internal)??;
+        let loaded = self.load(scope, &inspection.digest, async { Ok(wasm) }).await;
+        loaded.map(|_| inspection).inspect_err(|error| self.0.reject(error))
     }
 
     /// The program with this digest, if it is mapped already.
@@ -158,8 +146,9 @@ impl Engine {
         if let Some(program) = self.map(*digest).await? {
             return Ok(program);
         }
-        if let Some(failed) = self.0.failures.get(digest) {
-            return Err(failed.error());
+        // What was accepted under another plan's bounds still runs.
+        if let Some(refusal) = self.0.refused(*digest, None) {
+            return Err(refusal);
         }
         let wasm = fetch.await?;
         if Digest::of(&wasm) != *digest {
@@ -174,7 +163,7 @@ impl Engine {
             }
             Err(failed) => {
                 if failed.lasting {
-                    self.forget_not(digest, &failed.error);
+                    self.0.remember(*digest, None, &failed.error);
                 }
                 return Err(failed.error);
             }
@@ -202,9 +191,14 @@ impl Engine {
         }
     }
 
-    fn forget_not(&self, digest: &Digest, error: &Error) {
-        let failed = Failed { code: error.code(), message: error.message().to_owned() };
-        self.0.failures.insert(*digest, Arc::new(failed));
+    /// Count an upload that was refused for what it holds.
+    pub fn reject(&self, error: &Error) {
+        self.0.reject(error);
+    }
+
+    /// Uploads that were refused, by the rule that they broke.
+    pub fn rejected(&self) -> BTreeMap<&'static str, u64> {
+        self.0.rejected().clone()
     }
 
     /// Programs that are mapped now.
@@ -219,6 +213,40 @@ impl Engine {
 }
 
 impl Inner {
+    /// The gate, which looks at the same bytes once.
+    fn inspect(&self, wasm: &[u8], class: Class) -> Result<Inspection> {
+        let digest = Digest::of(wasm);
+        if let Some(refusal) = self.refused(digest, None).or_else(|| self.refused(digest, Some(class))) {
+            self.count(REMEMBERED);
+            return Err(refusal);
+        }
+        inspect::inspect(wasm, class, &self.interfaces).inspect_err(|error| {
+            self.reject(error);
+            self.remember(digest, Some(class), error);
+        })
+    }
+
+    fn refused(&self, digest: Digest, class: Option<Class>) -> Option<Error> {
+        self.refusals.get(&(digest, class)).map(|error| error.copy())
+    }
+
+    fn remember(&self, digest: Digest, class: Option<Class>, error: &Error) {
+        self.refusals.insert((digest, class), Arc::new(error.copy()));
+    }
+
+    /// Count a refusal.
+    fn reject(&self, error: &Error) {
+        self.count(error.broken_rule().unwrap_or(error.code()));
+    }
+
+    fn count(&self, rule: &'static str) {
+        *self.rejected().entry(rule).or_default() += 1;
+    }
+
+    fn rejected(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn runtime(&self) -> Result<&Runtime> {
         self.runtime.as_ref().ok_or_else(|| Error::internal("the guests' runtime has ended"))
     }

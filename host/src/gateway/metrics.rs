@@ -23,6 +23,11 @@ struct Answered {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Rejected {
+    rule: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Plane {
     plane: &'static str,
 }
@@ -96,6 +101,11 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     counter("commit_conflicts", "Transactions whose reads no longer held", read(&counts.conflicts));
     counter("reads", "Statements that read rows", read(&counts.reads));
     counter("reads_cached", "Reads that the cache answered", read(&counts.cached_reads));
+    let rejected: Family<Rejected, Counter> = Family::default();
+    for (rule, count) in door.engine.rejected() {
+        rejected.get_or_create(&Rejected { rule }).inc_by(count);
+    }
+    registry.register("compile_rejected", "Uploads refused, by the rule that they broke", rejected);
     let gauge = |value: i64| {
         let gauge: Gauge = Gauge::default();
         gauge.set(value);
