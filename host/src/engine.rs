@@ -8,9 +8,11 @@
 //! It knows no HTTP and no trigger's meaning: `triggers` calls, `capabilities` answers.
 
 pub mod bindings;
+mod budget;
 mod cache;
 mod compile;
 mod config;
+mod confine;
 pub mod guest;
 pub mod inspect;
 mod limits;
@@ -30,7 +32,8 @@ use wasmtime::component::Linker;
 #[cfg(test)]
 pub(crate) use self::compile::tests::worker as test_worker;
 pub use self::compile::{WORKER_ARGUMENT, worker_main};
-pub use self::config::Config;
+pub use self::config::{Breaks, Config};
+pub use self::confine::Confinement;
 use self::guest::Guest;
 pub use self::inspect::{Class, Digest, Inspection};
 pub use self::program::Program;
@@ -38,6 +41,7 @@ pub use self::run::{Failure, Spent};
 use crate::kernel::error::{Error, Result};
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::TenantScope;
+use crate::services::limits::Limits;
 
 /// Components whose refusal is remembered, so that the same bad upload costs one look and one compilation.
 const REFUSALS: u64 = 10_000;
@@ -65,6 +69,7 @@ struct Inner {
     interfaces: Vec<&'static str>,
     cache: cache::Cache,
     compiler: compile::Compiler,
+    budget: budget::Budget,
     rejected: Mutex<BTreeMap<&'static str, u64>>,
     programs: moka::sync::Cache<Digest, Arc<Program>>,
     /// By the gate under a class's bounds, or by the compiler, which has no classes. Nothing of a tenant stands in it:
@@ -78,11 +83,12 @@ struct Inner {
 
 impl Engine {
     /// Start the engine and the guests' runtime. `capabilities` is the list of what guests may import;
-    /// `master` seals precompiled code.
-    pub fn start(config: &Config, capabilities: &[Capability], master: &Master) -> Result<Self> {
+    /// `master` seals precompiled code; `limits` count what compiling costs.
+    pub fn start(config: &Config, capabilities: &[Capability], master: &Master, limits: Arc<Limits>) -> Result<Self> {
         let wasmtime = config::node(config.slots).map_err(Error::internal)?;
         let compatibility = config::Compatibility::of(&wasmtime)?;
-        let cache = cache::Cache::open(&config.cache, config.cache_bytes, master.clone(), compatibility)?;
+        let cache =
+            cache::Cache::open(&config.cache, config.cache_bytes, master.clone(), compatibility, config.breaks)?;
         let mut linker = Linker::new(&wasmtime);
         for capability in capabilities {
             (capability.link)(&mut linker).map_err(Error::internal)?;
@@ -102,7 +108,8 @@ impl Engine {
             linker,
             interfaces: capabilities.iter().map(|capability| capability.interface).collect(),
             cache,
-            compiler: compile::Compiler::new(config.worker.clone(), config.compile_jobs),
+            compiler: compile::Compiler::new(config.worker.clone(), config.compile_jobs, config.breaks),
+            budget: budget::Budget::new(limits),
             rejected: Mutex::default(),
             programs: moka::sync::Cache::new(config.programs),
             refusals: moka::sync::Cache::builder().max_capacity(REFUSALS).time_to_live(REFUSAL_TIME).build(),
@@ -118,8 +125,9 @@ impl Engine {
         let (inner, bytes) = (self.0.clone(), wasm.clone());
         let inspected = tokio::task::spawn_blocking(move || inner.inspect(&bytes, class)).await;
         let inspection = inspected.map_err(Error::internal)??;
-        let loaded = self.load(scope, &inspection.digest, async { Ok(wasm) }).await;
-        loaded.map(|_| inspection).inspect_err(|error| self.0.reject(error))
+        let fetch = async { Ok(wasm) };
+        let obtained = self.obtain(scope, &inspection.digest, Some(&self.0.budget), fetch).await;
+        obtained.map(|_| inspection).inspect_err(|error| self.0.reject(error))
     }
 
     /// The program with this digest, if it is mapped already.
@@ -129,11 +137,22 @@ impl Engine {
 
     /// The program with this digest: mapped, or from the folder of code, or compiled from the component that
     /// `fetch` gives, which is asked only then. Callers that want the same one at the same time wait for the
-    /// first.
+    /// first. It was accepted before, so that compiling it again is the host's own affair and costs no tenant's
+    /// budget.
     pub async fn load(
         &self,
         scope: &TenantScope,
         digest: &Digest,
+        fetch: impl Future<Output = Result<Bytes>> + Send,
+    ) -> Result<Arc<Program>> {
+        self.obtain(scope, digest, None, fetch).await
+    }
+
+    async fn obtain(
+        &self,
+        scope: &TenantScope,
+        digest: &Digest,
+        budget: Option<&budget::Budget>,
         fetch: impl Future<Output = Result<Bytes>> + Send,
     ) -> Result<Arc<Program>> {
         if let Some(program) = self.loaded(digest) {
@@ -154,7 +173,7 @@ impl Engine {
         if Digest::of(&wasm) != *digest {
             return Err(Error::internal(format!("the stored component {digest} is damaged")));
         }
-        match self.0.compiler.compile(scope, wasm).await {
+        match self.0.compiler.compile(scope, wasm, budget).await {
             Ok(code) => {
                 let (inner, key) = (self.0.clone(), *digest);
                 tokio::task::spawn_blocking(move || inner.cache.store(&key, &code))
@@ -191,6 +210,11 @@ impl Engine {
         }
     }
 
+    /// Compile workers that were started.
+    pub fn compiles(&self) -> u64 {
+        self.0.compiler.started()
+    }
+
     /// Count an upload that was refused for what it holds.
     pub fn reject(&self, error: &Error) {
         self.0.reject(error);
@@ -210,6 +234,13 @@ impl Engine {
     pub fn free_slots(&self) -> usize {
         self.0.slots.available_permits()
     }
+}
+
+/// Try a compile worker as a node would start it: what this kernel holds it to.
+pub async fn try_worker() -> Result<Confinement> {
+    let config = Config::new("")?;
+    let compiler = compile::Compiler::new(config.worker, 1, config.breaks);
+    compiler.try_one().await.map_err(|failed| failed.error)
 }
 
 impl Inner {

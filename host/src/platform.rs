@@ -57,12 +57,8 @@ impl Platform {
         let db = Db::open(&Location::parse(config.database.url.as_deref(), &data)?).await?;
         db.follow(&clock).await?;
         let master = master_key(config, &data)?;
-        let breaks = if cfg!(debug_assertions) {
-            std::env::var("CHALET_BREAK").map(|text| Breaks::parse(&text)).unwrap_or_default()
-        } else {
-            Breaks::default()
-        };
-        let shard = Shard::new(db.store(), clock.clone(), breaks);
+        let broken = std::env::var("CHALET_BREAK").ok().filter(|_| cfg!(debug_assertions)).unwrap_or_default();
+        let shard = Shard::new(db.store(), clock.clone(), Breaks::parse(&broken));
         let directory = Directory::new(db.clone());
         let keys = Keys::new(db.clone(), clock.clone(), master.clone());
         let first_key = first_key(config, &keys).await?;
@@ -81,7 +77,9 @@ impl Platform {
             egress: Arc::new(Egress::new(&config.egress)?),
             master: master.clone(),
         });
-        let engine = Engine::start(&engine::Config::new(data.join("code"))?, capabilities::ALL, &master)?;
+        let breaks = engine::Breaks::parse(&broken);
+        let engine = engine::Config { breaks, ..engine::Config::new(data.join("code"))? };
+        let engine = Engine::start(&engine, capabilities::ALL, &master, limits.clone())?;
         let idempotency = Idempotency::new(master.clone(), db.claims().clone());
         let invoker = Invoker::new(engine.clone(), db.clone(), shard.clone(), services.clone(), idempotency.clone());
 

@@ -63,6 +63,25 @@ pub struct Config {
     pub compile_jobs: usize,
     /// The compile worker's program and its arguments.
     pub worker: Vec<OsString>,
+    /// For tests.
+    pub breaks: Breaks,
+}
+
+/// Promises that a test may break, to see that its checker notices. Nothing else sets them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Breaks {
+    /// Compile workers give nothing up, and get the node's environment.
+    pub confine: bool,
+    /// Code is run whatever its seal says.
+    pub seal: bool,
+}
+
+impl Breaks {
+    /// The promises named in `text`, separated by commas.
+    pub fn parse(text: &str) -> Self {
+        let has = |name: &str| text.split(',').any(|part| part == name);
+        Self { confine: has("confine"), seal: has("seal") }
+    }
 }
 
 impl Config {
@@ -78,6 +97,7 @@ impl Config {
             threads: cores,
             compile_jobs: cores.div_ceil(2),
             worker: vec![worker.into(), super::compile::WORKER_ARGUMENT.into()],
+            breaks: Breaks::default(),
         })
     }
 }

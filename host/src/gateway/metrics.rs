@@ -101,6 +101,7 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     counter("commit_conflicts", "Transactions whose reads no longer held", read(&counts.conflicts));
     counter("reads", "Statements that read rows", read(&counts.reads));
     counter("reads_cached", "Reads that the cache answered", read(&counts.cached_reads));
+    counter("compiles", "Compile workers started", door.engine.compiles());
     let rejected: Family<Rejected, Counter> = Family::default();
     for (rule, count) in door.engine.rejected() {
         rejected.get_or_create(&Rejected { rule }).inc_by(count);
