@@ -5,7 +5,6 @@
 
 #[macro_use]
 #[path = "../kit/mod.rs"]
-#[expect(dead_code, reason = "a part of the kit serves the benchmark alone")]
 mod kit;
 
 mod authorization;
@@ -30,4 +29,5 @@ mod shape;
 mod store;
 mod sweep;
 mod transaction;
+mod upload;
 mod webhook;

@@ -144,6 +144,7 @@ async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody(en
     assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
     let problem: serde_json::Value = refused.json().await.expect("a problem");
     assert_eq!(problem["code"], "compile_limit", "{problem}");
+    assert_eq!(server.metric_where("chalet_compile_rejected_total", "rule=\"compile_limit\"").await, 1.0);
     // Nothing is left of it, and its tenant goes on as well.
     expect(hostile.api(Method::GET, "/plugins/start"), StatusCode::NOT_FOUND).await;
     hostile.deploy("guest-hello").await;
