@@ -8,9 +8,11 @@
 //! It knows no HTTP and no trigger's meaning: `triggers` calls, `capabilities` answers.
 
 pub mod bindings;
+mod budget;
 mod cache;
 mod compile;
 mod config;
+mod confine;
 pub mod guest;
 pub mod inspect;
 mod limits;
@@ -19,9 +21,10 @@ mod run;
 mod slots;
 mod turns;
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,18 +35,22 @@ use wasmtime::component::Linker;
 pub(crate) use self::compile::tests::worker as test_worker;
 pub use self::compile::{WORKER_ARGUMENT, worker_main};
 pub use self::config::Config;
+pub use self::confine::Confinement;
 use self::guest::Guest;
 pub use self::inspect::{Class, Digest, Inspection};
 pub use self::program::Program;
 pub use self::run::{Failure, Spent};
-use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::error::{Error, Result};
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::TenantScope;
+use crate::services::limits::Limits;
 
-/// Components whose failure is remembered, so that the same bad upload costs one compilation.
-const FAILURES: u64 = 10_000;
+/// Components whose refusal is remembered, so that the same bad upload costs one look and one compilation.
+const REFUSALS: u64 = 10_000;
 /// How long: a newer host on the same node may do better.
-const FAILURE_TIME: Duration = Duration::from_secs(3_600);
+const REFUSAL_TIME: Duration = Duration::from_secs(3_600);
+/// The rule under which an upload is counted that was refused for an earlier one's sake.
+const REMEMBERED: &str = "remembered";
 
 /// How much later than the threads that answer requests those of long guests get the processor.
 const GUEST_NICE: i32 = 5;
@@ -67,8 +74,12 @@ struct Inner {
     interfaces: Vec<&'static str>,
     cache: cache::Cache,
     compiler: compile::Compiler,
+    budget: budget::Budget,
+    rejected: Mutex<BTreeMap<&'static str, u64>>,
     programs: moka::sync::Cache<Digest, Arc<Program>>,
-    failures: moka::sync::Cache<Digest, Arc<Failed>>,
+    /// By the gate under a class's bounds, or by the compiler, which has no classes. Nothing of a tenant stands in it:
+    /// the same bytes get the same answer from whomever they come.
+    refusals: moka::sync::Cache<(Digest, Option<Class>), Arc<Error>>,
     loading: compile::Keyed<Digest>,
     slots: slots::Slots,
     turns: Arc<turns::Turns>,
@@ -77,25 +88,14 @@ struct Inner {
     runtime: Option<Runtime>,
 }
 
-/// What is remembered of a component that cannot be compiled.
-struct Failed {
-    code: &'static str,
-    message: String,
-}
-
-impl Failed {
-    fn error(&self) -> Error {
-        Error::new(Kind::Invalid, self.code, self.message.clone())
-    }
-}
-
 impl Engine {
     /// Start the engine and the guests' runtime. `capabilities` is the list of what guests may import;
-    /// `master` seals precompiled code.
-    pub fn start(config: &Config, capabilities: &[Capability], master: &Master) -> Result<Self> {
+    /// `master` seals precompiled code; `limits` count what compiling costs.
+    pub fn start(config: &Config, capabilities: &[Capability], master: &Master, limits: Arc<Limits>) -> Result<Self> {
         let wasmtime = config::node(config.slots).map_err(Error::internal)?;
         let compatibility = config::Compatibility::of(&wasmtime)?;
-        let cache = cache::Cache::open(&config.cache, config.cache_bytes, master.clone(), compatibility)?;
+        let cache =
+            cache::Cache::open(&config.cache, config.cache_bytes, master.clone(), compatibility, config.breaks)?;
         let mut linker = Linker::new(&wasmtime);
         for capability in capabilities {
             (capability.link)(&mut linker).map_err(Error::internal)?;
@@ -120,12 +120,14 @@ impl Engine {
             linker,
             interfaces: capabilities.iter().map(|capability| capability.interface).collect(),
             cache,
-            compiler: compile::Compiler::new(config.worker.clone(), config.compile_jobs),
+            compiler: compile::Compiler::new(config.worker.clone(), config.compile_jobs, config.breaks),
+            budget: budget::Budget::new(limits),
+            rejected: Mutex::default(),
             programs: moka::sync::Cache::new(config.programs),
-            failures: moka::sync::Cache::builder().max_capacity(FAILURES).time_to_live(FAILURE_TIME).build(),
+            refusals: moka::sync::Cache::builder().max_capacity(REFUSALS).time_to_live(REFUSAL_TIME).build(),
             loading: compile::Keyed::default(),
             slots: slots::Slots::new(config.slots as usize),
-            turns: turns::Turns::new(config.turns),
+            turns: turns::Turns::new(if config.breaks.turns { usize::MAX } else { config.threads }),
             memory_denied: AtomicU64::new(0),
             runtime: Some(runtime),
         })))
@@ -134,18 +136,12 @@ impl Engine {
     /// Take an upload: inspect it, compile it, and say what it is. It is loaded and stored when this returns.
     pub async fn accept(&self, scope: &TenantScope, wasm: Bytes) -> Result<Inspection> {
         let class = Class::of(scope.plan());
-        let inner = self.0.clone();
-        let bytes = wasm.clone();
-        let inspection = tokio::task::spawn_blocking(move || inspect::inspect(&bytes, class, &inner.interfaces))
-            .await
-            .map_err(Error::internal)??;
-        self.load(scope, &inspection.digest, async { Ok(wasm) }).await?;
-        Ok(inspection)
-    }
-
-    /// Look at a component without compiling it.
-    pub fn inspect(&self, bytes: &[u8], class: Class) -> Result<Inspection> {
-        inspect::inspect(bytes, class, &self.0.interfaces)
+        let (inner, bytes) = (self.0.clone(), wasm.clone());
+        let inspected = tokio::task::spawn_blocking(move || inner.inspect(&bytes, class)).await;
+        let inspection = inspected.map_err(Error::internal)??;
+        let fetch = async { Ok(wasm) };
+        let obtained = self.obtain(scope, &inspection.digest, Some(&self.0.budget), fetch).await;
+        obtained.map(|_| inspection).inspect_err(|error| self.0.reject(error))
     }
 
     /// The program with this digest, if it is mapped already.
@@ -155,11 +151,22 @@ impl Engine {
 
     /// The program with this digest: mapped, or from the folder of code, or compiled from the component that
     /// `fetch` gives, which is asked only then. Callers that want the same one at the same time wait for the
-    /// first.
+    /// first. It was accepted before, so that compiling it again is the host's own affair and costs no tenant's
+    /// budget.
     pub async fn load(
         &self,
         scope: &TenantScope,
         digest: &Digest,
+        fetch: impl Future<Output = Result<Bytes>> + Send,
+    ) -> Result<Arc<Program>> {
+        self.obtain(scope, digest, None, fetch).await
+    }
+
+    async fn obtain(
+        &self,
+        scope: &TenantScope,
+        digest: &Digest,
+        budget: Option<&budget::Budget>,
         fetch: impl Future<Output = Result<Bytes>> + Send,
     ) -> Result<Arc<Program>> {
         if let Some(program) = self.loaded(digest) {
@@ -172,14 +179,15 @@ impl Engine {
         if let Some(program) = self.map(*digest).await? {
             return Ok(program);
         }
-        if let Some(failed) = self.0.failures.get(digest) {
-            return Err(failed.error());
+        // What was accepted under another plan's bounds still runs.
+        if let Some(refusal) = self.0.refused(*digest, None) {
+            return Err(refusal);
         }
         let wasm = fetch.await?;
         if Digest::of(&wasm) != *digest {
             return Err(Error::internal(format!("the stored component {digest} is damaged")));
         }
-        match self.0.compiler.compile(scope, wasm).await {
+        match self.0.compiler.compile(scope, wasm, budget).await {
             Ok(code) => {
                 let (inner, key) = (self.0.clone(), *digest);
                 tokio::task::spawn_blocking(move || inner.cache.store(&key, &code))
@@ -188,7 +196,7 @@ impl Engine {
             }
             Err(failed) => {
                 if failed.lasting {
-                    self.forget_not(digest, &failed.error);
+                    self.0.remember(*digest, None, &failed.error);
                 }
                 return Err(failed.error);
             }
@@ -216,9 +224,19 @@ impl Engine {
         }
     }
 
-    fn forget_not(&self, digest: &Digest, error: &Error) {
-        let failed = Failed { code: error.code(), message: error.message().to_owned() };
-        self.0.failures.insert(*digest, Arc::new(failed));
+    /// Compile workers that were started.
+    pub fn compiles(&self) -> u64 {
+        self.0.compiler.started()
+    }
+
+    /// Count an upload that was refused for what it holds.
+    pub fn reject(&self, error: &Error) {
+        self.0.reject(error);
+    }
+
+    /// Uploads that were refused, by the rule that they broke.
+    pub fn rejected(&self) -> BTreeMap<&'static str, u64> {
+        self.0.rejected().clone()
     }
 
     /// Programs that are mapped now.
@@ -252,7 +270,48 @@ impl Engine {
     }
 }
 
+/// Try a compile worker as a node would start it: what this kernel holds it to.
+pub async fn try_worker() -> Result<Confinement> {
+    let config = Config::new("")?;
+    let compiler = compile::Compiler::new(config.worker, 1, config.breaks);
+    compiler.try_one().await.map_err(|failed| failed.error)
+}
+
 impl Inner {
+    /// The gate, which looks at the same bytes once.
+    fn inspect(&self, wasm: &[u8], class: Class) -> Result<Inspection> {
+        let digest = Digest::of(wasm);
+        if let Some(refusal) = self.refused(digest, None).or_else(|| self.refused(digest, Some(class))) {
+            self.count(REMEMBERED);
+            return Err(refusal);
+        }
+        inspect::inspect(wasm, class, &self.interfaces).inspect_err(|error| {
+            self.reject(error);
+            self.remember(digest, Some(class), error);
+        })
+    }
+
+    fn refused(&self, digest: Digest, class: Option<Class>) -> Option<Error> {
+        self.refusals.get(&(digest, class)).map(|error| error.copy())
+    }
+
+    fn remember(&self, digest: Digest, class: Option<Class>, error: &Error) {
+        self.refusals.insert((digest, class), Arc::new(error.copy()));
+    }
+
+    /// Count a refusal.
+    fn reject(&self, error: &Error) {
+        self.count(error.broken_rule().unwrap_or(error.code()));
+    }
+
+    fn count(&self, rule: &'static str) {
+        *self.rejected().entry(rule).or_default() += 1;
+    }
+
+    fn rejected(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn runtime(&self) -> Result<&Runtime> {
         self.runtime.as_ref().ok_or_else(|| Error::internal("the guests' runtime has ended"))
     }

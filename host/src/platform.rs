@@ -81,11 +81,8 @@ impl Platform {
             master: master.clone(),
             breaks,
         });
-        let mut engine = engine::Config::new(data.join("code"))?;
-        if breaks.turns {
-            engine.turns = usize::MAX;
-        }
-        let engine = Engine::start(&engine, capabilities::ALL, &master)?;
+        let engine = engine::Config { breaks, ..engine::Config::new(data.join("code"))? };
+        let engine = Engine::start(&engine, capabilities::ALL, &master, limits.clone())?;
         let idempotency = Idempotency::new(master.clone(), db.claims().clone());
         let invoker = Invoker::new(engine.clone(), db.clone(), shard.clone(), services.clone(), idempotency.clone());
 

@@ -251,6 +251,7 @@ fn the_doctor_sees_what_is_there_and_what_is_broken() {
     let running = examine(server.data.path(), address).ok();
     assert!(running.contains(&format!("a server answers at {}", server.url)), "{running}");
     assert!(running.contains("SQLite 3.") && running.contains("can be written"), "{running}");
+    assert!(running.contains("uploads are compiled without files"), "{running}");
 
     let other = tempfile::tempdir().expect("a folder");
     let fresh = examine(&other.path().join("data"), "127.0.0.1:0").ok();

@@ -5,7 +5,6 @@
 
 #[macro_use]
 #[path = "../kit/mod.rs"]
-#[expect(dead_code, reason = "a part of the kit serves the benchmark alone")]
 mod kit;
 
 mod audit;
@@ -38,4 +37,5 @@ mod shape;
 mod store;
 mod sweep;
 mod transaction;
+mod upload;
 mod webhook;

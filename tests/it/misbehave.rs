@@ -3,13 +3,11 @@
 
 use std::time::Duration;
 
-use chalet::cli::build;
-use chalet::services::plugins::manifest::Manifest;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 use crate::kit::engine::Engine;
-use crate::kit::guests::root;
+use crate::kit::guests::{costly, written};
 use crate::kit::server::{Tenant, expect};
 
 on_both_engines! {
@@ -19,7 +17,6 @@ on_both_engines! {
     others_are_answered_while_a_tenant_spins_on_every_core,
     an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody,
     a_guest_that_spins_in_its_start_function_is_stopped,
-    an_upload_that_is_no_component_is_refused_with_a_reason,
 }
 
 /// How long an upload may take: its compilation is stopped after half of it at most.
@@ -136,27 +133,11 @@ async fn others_are_answered_while_a_tenant_spins_on_every_core(engine: Engine) 
     }
 }
 
-/// A component that loops in its start function, its text changed.
-fn start(change: impl FnOnce(String) -> String) -> Vec<u8> {
-    let wat = std::fs::read_to_string(root().join("tests/guests/wat/loop-in-start.wat")).expect("the source");
-    let manifest = "name = \"start\"\nversion = \"1.0.0\"\n[http]\nroutes = [\"GET /\"]";
-    let manifest = Manifest::from_toml(manifest).expect("a manifest");
-    build::embed(wat::parse_str(change(wat)).expect("it assembles"), &manifest).expect("embedded")
-}
-
 async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody(engine: Engine) {
     let server = engine.server().await;
     let (hostile, neighbour) = (server.tenant("hostile").await, server.tenant("neighbour").await);
     neighbour.deploy("guest-hello").await;
-    // Each function is within the bounds of the gate, and together they cost minutes: in every one of nested loops
-    // all locals change.
-    const LOCALS: usize = 400;
-    const NESTED: usize = 240;
-    let bump: String =
-        (0..LOCALS).map(|n| format!("(local.set {n} (i32.add (local.get {n}) (local.get 0)))")).collect();
-    let nest = format!("{}{bump}{}", "(loop (br_if 0 (local.get 1))".repeat(NESTED), ")".repeat(NESTED));
-    let function = format!("(func (local {}) {})", "i32 ".repeat(LOCALS), nest.repeat(24));
-    let bomb = start(|wat| wat.replace("(start $start)", &format!("(start $start) {}", function.repeat(60))));
+    let bomb = costly();
     let upload = tokio::spawn(hostile.api(Method::PUT, "/plugins/start").body(bomb).timeout(PATIENCE).send());
     while !upload.is_finished() {
         well(&neighbour).await;
@@ -166,6 +147,7 @@ async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody(en
     assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
     let problem: serde_json::Value = refused.json().await.expect("a problem");
     assert_eq!(problem["code"], "compile_limit", "{problem}");
+    assert_eq!(server.metric_where("chalet_compile_rejected_total", "rule=\"compile_limit\"").await, 1.0);
     // Nothing is left of it, and its tenant goes on as well.
     expect(hostile.api(Method::GET, "/plugins/start"), StatusCode::NOT_FOUND).await;
     hostile.deploy("guest-hello").await;
@@ -175,27 +157,7 @@ async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody(en
 async fn a_guest_that_spins_in_its_start_function_is_stopped(engine: Engine) {
     let server = engine.server().await;
     let tenant = server.tenant("acme").await;
-    tenant.deploy_bytes("start", start(|wat| wat)).await;
+    tenant.deploy_bytes("start", written(|text| text)).await;
     let problem = expect(tenant.call(Method::GET, "start", "/"), StatusCode::GATEWAY_TIMEOUT).await;
     assert!(matches!(problem["code"].as_str(), Some("deadline_exceeded" | "fuel_exhausted")), "{problem}");
-}
-
-async fn an_upload_that_is_no_component_is_refused_with_a_reason(engine: Engine) {
-    let server = engine.server().await;
-    let tenant = server.tenant("acme").await;
-    for (bytes, what) in [
-        (Vec::new(), "nothing"),
-        (b"\0asm\x01\0\0\0".to_vec(), "a core module"),
-        (b"(component)".to_vec(), "text"),
-        (b"\x7fELF\x02\x01\x01\0".to_vec(), "an ELF file"),
-        (vec![0xff; 4096], "noise"),
-    ] {
-        let answer = tenant.upload("x", bytes).await;
-        assert_eq!(answer.status(), StatusCode::UNPROCESSABLE_ENTITY, "{what}");
-        let problem: serde_json::Value = answer.json().await.expect("a problem");
-        assert_eq!(problem["code"], "component_invalid", "{what}: {problem}");
-    }
-    let large = tenant.upload("x", vec![0; (8 << 20) + 1]).await;
-    assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE);
-    assert_eq!(expect(tenant.api(Method::GET, "/plugins"), StatusCode::OK).await["data"], json!([]));
 }

@@ -122,7 +122,7 @@ async fn a_version_that_asks_for_more_is_held_and_an_approval_takes_nothing_away
     // What asks for less needs no approval; who approves it all the same can still go back.
     let less = with("guest-kv", |manifest| {
         version("1.1.0")(manifest);
-        manifest.grants.meters.clear();
+        manifest.grants.kv_read.clear();
     });
     let uploaded: Value = acme.upload("guest-kv", less).await.json().await.expect("JSON");
     assert_eq!(uploaded["state"], "ready");

@@ -34,6 +34,26 @@ pub fn component(name: &str) -> Vec<u8> {
     std::fs::read(path).expect("a component that was just built")
 }
 
+/// An http plugin `start` that loops in its start function, its text changed.
+pub fn written(change: impl FnOnce(String) -> String) -> Vec<u8> {
+    let text = std::fs::read_to_string(root().join("tests/guests/wat/loop-in-start.wat")).expect("the source");
+    let manifest = "name = \"start\"\nversion = \"1.0.0\"\n[http]\nroutes = [\"GET /\"]";
+    let manifest = Manifest::from_toml(manifest).expect("a manifest");
+    build::embed(wat::parse_str(change(text)).expect("it assembles"), &manifest).expect("embedded")
+}
+
+/// The same, each function of which is within the bounds of the gate, and which together cost minutes to compile: in
+/// every one of nested loops all locals change.
+pub fn costly() -> Vec<u8> {
+    const LOCALS: usize = 400;
+    const NESTED: usize = 240;
+    let bump: String =
+        (0..LOCALS).map(|n| format!("(local.set {n} (i32.add (local.get {n}) (local.get 0)))")).collect();
+    let nest = format!("{}{bump}{}", "(loop (br_if 0 (local.get 1))".repeat(NESTED), ")".repeat(NESTED));
+    let function = format!("(func (local {}) {})", "i32 ".repeat(LOCALS), nest.repeat(24));
+    written(|text| text.replace("(start $start)", &format!("(start $start) {}", function.repeat(60))))
+}
+
 /// The same component under another version.
 pub fn numbered(name: &str, version: &str) -> Vec<u8> {
     let component = component(name);

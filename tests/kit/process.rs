@@ -28,6 +28,17 @@ impl Stat {
     }
 }
 
+/// Whether a process runs: it exists, and has not ended.
+pub fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, fields)| !fields.trim_start().starts_with(['Z', 'X']))
+}
+
+/// A process's children that run.
+pub fn running_children(pid: u32) -> Vec<u32> {
+    children(pid).map(|(child, _)| child).filter(|&child| runs(child)).collect()
+}
+
 /// The processes whose parent this is.
 fn children(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
     fs::read_dir("/proc")
@@ -51,8 +62,22 @@ pub fn cpu(pid: u32) -> Duration {
 
 /// Resident memory of a process.
 pub fn resident_mib(pid: u32) -> f64 {
+    memory_mib(pid, "VmRSS:")
+}
+
+/// The most resident memory of a process since [`forget_peak`].
+pub fn peak_mib(pid: u32) -> f64 {
+    memory_mib(pid, "VmHWM:")
+}
+
+/// Begin to look for a new peak (proc_pid_clear_refs(5)).
+pub fn forget_peak(pid: u32) {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("the process is this user's");
+}
+
+fn memory_mib(pid: u32, field: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+    let kib = status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok());
     kib.map_or(f64::NAN, |kib: f64| kib / 1024.0)
 }
 

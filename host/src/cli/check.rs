@@ -58,7 +58,7 @@ impl Check {
                 "the manifest declares {trigger}, and the component does not export {trigger}-trigger; add it to chalet_sdk::export!"
             )));
         }
-        Ok(())
+        manifest.grants.cover(&inspection.imports).map_err(|error| Failure::Failed(error.to_string()))
     }
 }
 

@@ -11,6 +11,7 @@ use super::terminal::{Ink, bytes, ink, say};
 use super::toolchain::{self, Status};
 use super::{Failure, Result};
 use crate::config::Config;
+use crate::engine::{self, Confinement};
 use crate::kernel::clock::{Clock, rfc3339};
 use crate::kernel::db::{self, Db, Location};
 
@@ -56,6 +57,7 @@ impl Doctor {
             ("toolchain", toolchain().await),
             ("data folder", folder(&data)),
             ("disk", disk(&data)),
+            ("compiler", compiler().await),
             ("database", database(&config, &data).await),
             ("clock", clock()),
             ("port", port(&config).await),
@@ -85,6 +87,21 @@ async fn toolchain() -> Finding {
         Ok(Status::Preparable(how)) => Well(how),
         Ok(Status::Missing(remedies)) => Broken("plugins cannot be compiled here".into(), remedies),
         Err(error) => Broken(error.to_string(), "run it again".into()),
+    }
+}
+
+async fn compiler() -> Finding {
+    match engine::try_worker().await {
+        Ok(confinement) if confinement.fully() => Well("uploads are compiled without files, network or rights".into()),
+        Ok(Confinement { landlock, seccomp }) => {
+            let without = [(landlock, "Landlock (Linux 5.13, among the LSMs)"), (seccomp, "seccomp")];
+            let missing: Vec<_> = without.into_iter().filter(|(has, _)| !has).map(|(_, name)| name).collect();
+            Warning(
+                format!("uploads are compiled without {}", missing.join(" and ")),
+                "run the server on a kernel that has it, and in a container that allows it".into(),
+            )
+        }
+        Err(error) => Broken(format!("a component was not compiled: {}", error.message()), "run it again".into()),
     }
 }
 

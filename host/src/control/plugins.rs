@@ -125,6 +125,11 @@ pub(super) async fn upload(
             ));
         }
     }
+    manifest.grants.cover(&inspection.imports).map_err(|error| {
+        let denied = invalid("capability_denied", error.to_string());
+        door.engine.reject(&denied);
+        denied
+    })?;
     let new = Version {
         plugin: name,
         version: manifest.version.to_string(),

@@ -1,44 +1,43 @@
 //! Compiling strangers' components where it can do no harm: in a child process that has nothing.
 //!
-//! The child is this same binary under `chalet compile-worker`. It gets no environment and no files, limits
-//! its own memory, time, files and priority before it reads a byte, and is killed when it takes too long.
-//! A compiler that runs out of memory aborts rather than fails; here the abort is an answer.
+//! The child is this same binary under `chalet compile-worker`. It gets no environment, bounds and confines
+//! itself before it looks at a byte (`confine.rs`), and is killed when it takes too long. A compiler that runs out of
+//! memory aborts rather than fails; here the abort is an answer.
+//!
+//! One job of a tenant runs at a time, and the next one waits behind those of the others: a tenant with many jobs
+//! delays another's only one by those that run. What an upload's job costs is charged to its tenant (`budget.rs`).
 //!
 //! What comes back is machine code. It is trusted as far as the compiler is: the node signs it.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::hash::Hash;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rustix::process::{Resource, Rlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
 
+use crate::engine::budget::Budget;
 use crate::engine::config;
+use crate::engine::confine::{self, CPU_SECONDS, Confinement, MEMORY_BYTES};
+use crate::engine::inspect;
+use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
 
 /// The hidden command that makes the binary a compile worker.
 pub const WORKER_ARGUMENT: &str = "compile-worker";
 
-/// Address space of a worker: the largest real guests need 313 MB.
-const MEMORY_BYTES: u64 = 2 << 30;
-/// Seconds of CPU time: the largest real guests need 10 on a slow core.
-const CPU_SECONDS: u64 = 30;
-/// File descriptors: three are used.
-const FILES: u64 = 16;
-/// Bytes that a worker may write to a file; it writes to a pipe only.
-const FILE_BYTES: u64 = 256 << 20;
-/// How much later than others a worker gets the processor.
-const NICE: i32 = 10;
+/// Its argument, in debug builds, by which it gives nothing up.
+const UNCONFINED: &str = "unconfined";
 /// Wall-clock time of a job, on a machine that is busy with other things.
 const WALL: Duration = Duration::from_secs(60);
 /// Bytes of a component that a worker reads; plans allow less.
@@ -73,29 +72,71 @@ impl From<Error> for Failed {
 /// Runs compile workers: a bounded number at a time, one per tenant, the rest in a bounded queue.
 pub(super) struct Compiler {
     worker: Vec<OsString>,
+    breaks: Breaks,
     jobs: Semaphore,
     waiting: AtomicUsize,
     tenants: Keyed<TenantId>,
+    started: AtomicU64,
+    /// Whether an incomplete confinement was told of.
+    told: Once,
 }
 
 impl Compiler {
-    pub(super) fn new(worker: Vec<OsString>, jobs: usize) -> Self {
-        Self { worker, jobs: Semaphore::new(jobs.max(1)), waiting: AtomicUsize::new(0), tenants: Keyed::default() }
+    pub(super) fn new(worker: Vec<OsString>, jobs: usize, breaks: Breaks) -> Self {
+        Self {
+            worker,
+            breaks,
+            jobs: Semaphore::new(jobs.max(1)),
+            waiting: AtomicUsize::new(0),
+            tenants: Keyed::default(),
+            started: AtomicU64::new(0),
+            told: Once::new(),
+        }
     }
 
-    /// The code of a component. Dropping the future kills the worker.
-    pub(super) async fn compile(&self, scope: &TenantScope, wasm: Bytes) -> Result<Vec<u8>, Failed> {
+    /// Workers that were started.
+    pub(super) fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Compile the smallest component there is: what its worker was held to.
+    pub(super) async fn try_one(&self) -> Result<Confinement, Failed> {
+        let (_, confinement) = self.run(Bytes::from_static(b"\0asm\x0d\0\x01\0"), None).await?;
+        Ok(confinement)
+    }
+
+    /// The code of a component, at the cost of a tenant's budget if one is given. Dropping the future kills the
+    /// worker.
+    pub(super) async fn compile(
+        &self,
+        scope: &TenantScope,
+        wasm: Bytes,
+        budget: Option<&Budget>,
+    ) -> Result<Vec<u8>, Failed> {
         let _place = Place::take(&self.waiting)?;
         if self.tenants.holders(scope.id()) >= WAITING_PER_TENANT {
             return Err(overloaded().into());
         }
         let _tenant = self.tenants.lock(scope.id()).await;
+        // Asked by one job of the tenant at a time, when what the one before has cost is known.
+        if let Some(budget) = budget {
+            budget.admit(scope).await?;
+        }
         let _job = self.jobs.acquire().await.map_err(Error::internal)?;
-        self.run(wasm).await
+        let payer = budget.map(|budget| (budget.clone(), scope.clone()));
+        let (code, confinement) = self.run(wasm, payer).await?;
+        if !confinement.fully() {
+            self.told.call_once(|| {
+                tracing::warn!(?confinement, "compile workers are not fully confined; `chalet doctor` says more");
+            });
+        }
+        Ok(code)
     }
 
-    async fn run(&self, wasm: Bytes) -> Result<Vec<u8>, Failed> {
+    async fn run(&self, wasm: Bytes, payer: Option<(Budget, TenantScope)>) -> Result<(Vec<u8>, Confinement), Failed> {
         let mut child = self.start()?;
+        // Dropped before the child, whose time can be read until it has been waited for.
+        let bill = Bill { pid: child.id(), begun: Instant::now(), payer };
         let (Some(mut input), Some(mut output), Some(complaints)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
@@ -112,18 +153,23 @@ impl Compiler {
             let _ = complaints.take(COMPLAINT_BYTES).read_to_end(&mut text).await;
             text
         };
-        let job = async { tokio::join!(write, answer(&mut output), listen, child.wait()) };
-        let Ok(((), answered, complaints, status)) = tokio::time::timeout(WALL, job).await else {
-            // The child is killed when it is dropped.
+        let talk = async { tokio::join!(write, answer(&mut output), listen) };
+        let talked = tokio::time::timeout(WALL, talk).await;
+        bill.settle().await;
+        // It has closed its pipes or has had its time: one that still lives is of no more use. What one that is
+        // dying dies of does not change.
+        let _ = child.start_kill();
+        let status = child.wait().await;
+        let Ok(((), answered, complaints)) = talked else {
             return Err(limit(format!("{} s", WALL.as_secs()), false));
         };
         match answered {
-            Ok((COMPILED, code)) => Ok(code),
-            Ok((REFUSED, message)) => {
-                let message = String::from_utf8_lossy(&message).into_owned();
+            Ok(Answer { kind: COMPILED, confinement, bytes }) => Ok((bytes, confinement)),
+            Ok(Answer { kind: REFUSED, bytes, .. }) => {
+                let message = String::from_utf8_lossy(&bytes).into_owned();
                 Err(Failed { error: Error::new(Kind::Invalid, "component_invalid", message), lasting: true })
             }
-            Ok((other, _)) => Err(Error::internal(format!("a compile worker answered {other}")).into()),
+            Ok(Answer { kind, .. }) => Err(Error::internal(format!("a compile worker answered {kind}")).into()),
             Err(_) => {
                 let complaints = String::from_utf8_lossy(&complaints).into_owned();
                 tracing::info!(?status, complaints, "a compile worker died");
@@ -135,29 +181,84 @@ impl Compiler {
     fn start(&self) -> Result<Child> {
         let (program, arguments) =
             self.worker.split_first().ok_or_else(|| Error::internal("no compile worker is set"))?;
-        Command::new(program)
-            .args(arguments)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(Error::internal)
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir("/").kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if self.breaks.confine {
+            command.arg(UNCONFINED);
+        } else {
+            command.env_clear();
+        }
+        let child = command.spawn().map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::PermissionDenied => Error::internal(error),
+            // No descriptor, no process, no memory: there will be again.
+            _ => overloaded().source(error),
+        })?;
+        self.started.fetch_add(1, Ordering::Relaxed);
+        Ok(child)
     }
 }
 
-/// The worker's answer: a byte, a length, and as many bytes.
-async fn answer(output: &mut tokio::process::ChildStdout) -> std::io::Result<(u8, Vec<u8>)> {
+/// What a worker says: its kind, what the worker is held to, a length, and as many bytes.
+struct Answer {
+    kind: u8,
+    confinement: Confinement,
+    bytes: Vec<u8>,
+}
+
+async fn answer(output: &mut tokio::process::ChildStdout) -> std::io::Result<Answer> {
     let kind = output.read_u8().await?;
+    let confinement = Confinement::of_byte(output.read_u8().await?);
     let length = output.read_u64_le().await?;
     if length > OUTPUT_BYTES {
         return Err(std::io::Error::other("the answer is too long"));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     output.take(length).read_to_end(&mut bytes).await?;
-    if bytes.len() as u64 == length { Ok((kind, bytes)) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+    if bytes.len() as u64 == length {
+        Ok(Answer { kind, confinement, bytes })
+    } else {
+        Err(ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// What a tenant owes for a job: charged when it is settled, or when the job is dropped.
+struct Bill {
+    pid: Option<u32>,
+    begun: Instant,
+    payer: Option<(Budget, TenantScope)>,
+}
+
+impl Bill {
+    async fn settle(mut self) {
+        if let Some(charge) = self.owed() {
+            charge.await;
+        }
+    }
+
+    /// The charge, once. Where the kernel does not tell the processor's time, the clock's is charged.
+    fn owed(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let (budget, scope) = self.payer.take()?;
+        let used = self.pid.and_then(processor_time).unwrap_or_else(|| self.begun.elapsed());
+        Some(budget.charge(scope, used))
+    }
+}
+
+impl Drop for Bill {
+    fn drop(&mut self) {
+        if let (Some(charge), Ok(runtime)) = (self.owed(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(charge);
+        }
+    }
+}
+
+/// Processor time of a process that has not been waited for (proc_pid_stat(5)).
+fn processor_time(pid: u32) -> Option<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before the fields may hold spaces and parentheses; the first field behind it is the third.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(14 - 3).map(str::parse::<u64>);
+    let ticks = fields.next()?.ok()? + fields.next()?.ok()?;
+    Some(Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second().max(1)))
 }
 
 /// What a worker that gave no answer died of.
@@ -172,7 +273,7 @@ fn death(status: &ExitStatus) -> Failed {
         limit("the compiler's stack".into(), true)
     } else {
         // Killed from outside, or something that no limit explains: the next try may succeed.
-        limit("what the machine had left".into(), false)
+        Error::unavailable("compile_interrupted", "the compiler was stopped before it was done; try again").into()
     }
 }
 
@@ -254,7 +355,11 @@ impl<K: Hash + Eq> Drop for Held<'_, K> {
 
 /// The body of a compile worker: a component on standard input, its code on standard output.
 pub fn worker_main() -> ExitCode {
-    match work(std::io::stdin().lock(), std::io::stdout().lock()) {
+    let confined = !(cfg!(debug_assertions) && std::env::args_os().any(|argument| argument == UNCONFINED));
+    if confined {
+        confine::close_inherited();
+    }
+    match work(std::io::stdin().lock(), std::io::stdout().lock(), confined) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "{error}");
@@ -263,8 +368,8 @@ pub fn worker_main() -> ExitCode {
     }
 }
 
-fn work(mut input: impl Read, mut output: impl Write) -> std::io::Result<()> {
-    confine()?;
+fn work(mut input: impl Read, mut output: impl Write + AsRawFd, confined: bool) -> std::io::Result<()> {
+    confine::bound()?;
     let mut length = [0; 8];
     input.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);
@@ -274,40 +379,31 @@ fn work(mut input: impl Read, mut output: impl Write) -> std::io::Result<()> {
     let mut wasm = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     input.take(length).read_to_end(&mut wasm)?;
     let engine = config::compiler().map_err(std::io::Error::other)?;
-    let (kind, bytes) = match engine.precompile_component(&wasm) {
-        Ok(code) => (COMPILED, code),
-        Err(error) => (REFUSED, complaint(&error).into_bytes()),
-    };
-    output.write_all(&[kind])?;
+    // From here on, whatever the input does ends with this process.
+    let confinement = if confined { confine::give_up(output.as_raw_fd())? } else { Confinement::default() };
+    let (kind, bytes) = compiled(&engine, &wasm);
+    output.write_all(&[kind, confinement.to_byte()])?;
     output.write_all(&(bytes.len() as u64).to_le_bytes())?;
     output.write_all(&bytes)?;
     output.flush()
 }
 
-/// What the component's author reads: the outermost two reasons, on one line, bounded.
-fn complaint(error: &wasmtime::Error) -> String {
-    let reasons: Vec<_> =
-        error.chain().take(2).map(|reason| reason.to_string().replace(char::is_control, " ")).collect();
-    let text = format!("the component does not compile: {}", reasons.join(": "));
-    text[..text.floor_char_boundary(500)].to_owned()
+fn compiled(engine: &wasmtime::Engine, wasm: &[u8]) -> (u8, Vec<u8>) {
+    #[cfg(all(debug_assertions, target_os = "linux"))]
+    if let Some(report) = confine::probe::asked(wasm) {
+        return (REFUSED, report.into_bytes());
+    }
+    match engine.precompile_component(wasm) {
+        Ok(code) => (COMPILED, code),
+        Err(error) => (REFUSED, complaint(&error).into_bytes()),
+    }
 }
 
-/// Give up what a compiler does not need. From here on, whatever the input does ends with this process.
-fn confine() -> std::io::Result<()> {
-    let limits = [
-        (Resource::As, MEMORY_BYTES, MEMORY_BYTES),
-        // The soft limit ends the process with a signal of its own, so that the node can say why.
-        (Resource::Cpu, CPU_SECONDS, CPU_SECONDS + 1),
-        (Resource::Nofile, FILES, FILES),
-        (Resource::Core, 0, 0),
-        (Resource::Fsize, FILE_BYTES, FILE_BYTES),
-    ];
-    for (resource, soft, hard) in limits {
-        let hard = rustix::process::getrlimit(resource).maximum.map_or(hard, |maximum| maximum.min(hard));
-        rustix::process::setrlimit(resource, Rlimit { current: Some(soft.min(hard)), maximum: Some(hard) })?;
-    }
-    rustix::process::nice(NICE)?;
-    Ok(())
+/// What the component's author reads: the outermost two reasons, on one line, escaped and bounded.
+fn complaint(error: &wasmtime::Error) -> String {
+    let reasons: Vec<_> = error.chain().take(2).map(|reason| inspect::escaped(&reason.to_string())).collect();
+    let text = format!("the component does not compile: {}", reasons.join(": "));
+    text[..text.floor_char_boundary(500)].to_owned()
 }
 
 #[cfg(test)]
@@ -326,24 +422,28 @@ pub(crate) mod tests {
     #[ignore = "the body of the workers that other tests start"]
     fn be_a_worker() {
         let output = std::fs::OpenOptions::new().write(true).open("/proc/self/fd/3").expect("the answer's descriptor");
-        work(std::io::stdin().lock(), output).expect("works");
+        work(std::io::stdin().lock(), output, true).expect("works");
     }
 
     fn scope(id: &str) -> TenantScope {
         TenantScope::mint(TenantId::from_row(id), id.into(), Arc::default())
     }
 
+    fn compiler(worker: Vec<OsString>, jobs: usize) -> Compiler {
+        Compiler::new(worker, jobs, Breaks::default())
+    }
+
     async fn compile(wat: &str) -> Result<Vec<u8>, Failed> {
         let wasm = wat::parse_str(wat).expect("text");
-        Compiler::new(worker(), 1).compile(&scope("a"), wasm.into()).await
+        compiler(worker(), 1).compile(&scope("a"), wasm.into(), None).await
     }
 
     #[tokio::test]
     async fn a_component_comes_back_as_code_and_a_wrong_one_as_its_fault() {
         let code = compile("(component)").await.expect("compiles");
         assert!(wasmtime::Engine::detect_precompiled(&code).is_some());
-        let failed = Compiler::new(worker(), 1)
-            .compile(&scope("a"), Bytes::from_static(b"\0asm\x0d\0\x01\0\x01"))
+        let failed = compiler(worker(), 1)
+            .compile(&scope("a"), Bytes::from_static(b"\0asm\x0d\0\x01\0\x01"), None)
             .await
             .unwrap_err();
         assert_eq!((failed.error.code(), failed.lasting), ("component_invalid", true));
@@ -366,20 +466,39 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_worker_that_cannot_start_or_says_nothing_is_no_fault_of_the_component() {
-        let dead = Compiler::new(vec!["/bin/false".into()], 1);
-        let failed = dead.compile(&scope("a"), Bytes::from_static(b"x")).await.unwrap_err();
-        assert_eq!((failed.error.code(), failed.lasting), ("compile_limit", false));
-        let missing = Compiler::new(vec!["/nonexistent".into()], 1);
-        assert_eq!(missing.compile(&scope("a"), Bytes::new()).await.unwrap_err().error.code(), "internal");
+        let dead = compiler(vec!["/bin/false".into()], 1);
+        let failed = dead.compile(&scope("a"), Bytes::from_static(b"x"), None).await.unwrap_err();
+        assert_eq!((failed.error.code(), failed.lasting), ("compile_interrupted", false));
+        let missing = compiler(vec!["/nonexistent".into()], 1);
+        assert_eq!(missing.compile(&scope("a"), Bytes::new(), None).await.unwrap_err().error.code(), "internal");
+    }
+
+    #[tokio::test]
+    async fn a_tenant_with_many_jobs_delays_anothers_only_one_by_those_that_run() {
+        // Workers that end at once, one at a time, so that the order in which jobs end is that in which they ran.
+        let compiler = Arc::new(compiler(vec!["/bin/false".into()], 1));
+        let mut jobs = tokio::task::JoinSet::new();
+        for tenant in std::iter::repeat_n("a", WAITING_PER_TENANT).chain(["b", "c"]) {
+            let compiler = compiler.clone();
+            jobs.spawn(async move {
+                let _ = compiler.compile(&scope(tenant), Bytes::new(), None).await;
+                tenant
+            });
+        }
+        let mut order = Vec::new();
+        while let Some(tenant) = jobs.join_next().await {
+            order.push(tenant.expect("no panic"));
+        }
+        assert_eq!(order[..4], ["a", "b", "c", "a"]);
     }
 
     #[tokio::test]
     async fn the_queue_is_bounded_and_a_tenant_has_one_job_at_a_time() {
-        let compiler = Arc::new(Compiler::new(vec!["/bin/sleep".into(), "60".into()], 2));
+        let compiler = Arc::new(compiler(vec!["/bin/sleep".into(), "60".into()], 2));
         let mut jobs = tokio::task::JoinSet::new();
         let start = |jobs: &mut tokio::task::JoinSet<_>, tenant: &'static str| {
             let compiler = compiler.clone();
-            jobs.spawn(async move { compiler.compile(&scope(tenant), Bytes::new()).await.map(drop) });
+            jobs.spawn(async move { compiler.compile(&scope(tenant), Bytes::new(), None).await.map(drop) });
         };
         for _ in 0..WAITING_PER_TENANT {
             start(&mut jobs, "a");

@@ -15,6 +15,7 @@ use wasmtime::{
     Strategy,
 };
 
+use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Result};
 
 /// The oldest wasmtime without a published fault that this configuration is open to.
@@ -59,12 +60,12 @@ pub struct Config {
     pub slots: u32,
     /// Threads of the guests' runtime.
     pub threads: usize,
-    /// Guests that compute at a time; others wait for their turn.
-    pub turns: usize,
     /// Components compiled at a time; each takes a core for as long as it lasts.
     pub compile_jobs: usize,
     /// The compile worker's program and its arguments.
     pub worker: Vec<OsString>,
+    /// For tests.
+    pub breaks: Breaks,
 }
 
 impl Config {
@@ -78,9 +79,9 @@ impl Config {
             programs: programs(),
             slots: slots(cores),
             threads: cores,
-            turns: cores,
             compile_jobs: cores.div_ceil(2),
             worker: vec![worker.into(), super::compile::WORKER_ARGUMENT.into()],
+            breaks: Breaks::default(),
         })
     }
 }

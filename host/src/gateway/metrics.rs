@@ -24,6 +24,11 @@ struct Answered {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Rejected {
+    rule: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Plane {
     plane: &'static str,
 }
@@ -110,6 +115,12 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     let counts = &door.metrics.connections;
     counter("connections_refused", "Connections closed because their address had its share", read(&counts.refused));
     counter("connections_expired", "Connections closed for being idle or slow", read(&counts.expired));
+    counter("compiles", "Compile workers started", door.engine.compiles());
+    let rejected: Family<Rejected, Counter> = Family::default();
+    for (rule, count) in door.engine.rejected() {
+        rejected.get_or_create(&Rejected { rule }).inc_by(count);
+    }
+    registry.register("compile_rejected", "Uploads refused, by the rule that they broke", rejected);
     let gauge = |value: i64| {
         let gauge: Gauge = Gauge::default();
         gauge.set(value);

@@ -32,6 +32,9 @@ pub struct Problem {
     pub code: String,
     /// What to do about it.
     pub detail: String,
+    /// The bound that was broken, where one of several was: such as `depth` of a component's code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
     /// The request's id, as in the `x-request-id` header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
@@ -80,6 +83,7 @@ pub fn problem(error: &Error, invocation: Option<String>) -> Response {
         status: status.as_u16(),
         code: error.code().into(),
         detail: error.message().into(),
+        rule: error.broken_rule().map(str::to_owned),
         request,
         invocation: invocation.clone(),
     };

@@ -21,6 +21,10 @@ pub struct Breaks {
     pub tenant: bool,
     /// Changes leave no record in the audit log.
     pub audit: bool,
+    /// Compile workers give nothing up, and get the node's environment.
+    pub confine: bool,
+    /// Code is run whatever its seal says.
+    pub seal: bool,
     /// Guests compute without waiting for their turn.
     pub turns: bool,
     /// A guest that logs `panic` makes the host function panic.
@@ -49,6 +53,8 @@ impl Breaks {
             cache_tenant: has("cache_tenant"),
             tenant: has("tenant"),
             audit: has("audit"),
+            confine: has("confine"),
+            seal: has("seal"),
             turns: has("turns"),
             panic: has("panic"),
         }

@@ -41,6 +41,7 @@ pub struct Error {
     kind: Kind,
     code: &'static str,
     message: Cow<'static, str>,
+    rule: Option<&'static str>,
     retry_after: Option<Duration>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -48,7 +49,7 @@ pub struct Error {
 impl Error {
     /// An error of this kind. `code` is stable and machine-readable; `message` says what to do.
     pub fn new(kind: Kind, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, code, message: message.into(), retry_after: None, source: None }
+        Self { kind, code, message: message.into(), rule: None, retry_after: None, source: None }
     }
 
     /// The request is malformed or out of bounds.
@@ -71,6 +72,13 @@ impl Error {
         Self::new(Kind::Internal, "internal", "the server failed; the operator's log has the cause").source(source)
     }
 
+    /// Name the bound that was broken, for programs.
+    #[must_use]
+    pub fn rule(mut self, rule: &'static str) -> Self {
+        self.rule = Some(rule);
+        self
+    }
+
     /// Say when it is worth trying again.
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Self {
@@ -91,6 +99,7 @@ impl Error {
             kind: self.kind,
             code: self.code,
             message: self.message.clone(),
+            rule: self.rule,
             retry_after: self.retry_after,
             source: None,
         }
@@ -109,6 +118,11 @@ impl Error {
     /// What a stranger may read.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// The bound that was broken, if it has a name.
+    pub fn broken_rule(&self) -> Option<&'static str> {
+        self.rule
     }
 
     /// How long to wait before the next try, if that is known.

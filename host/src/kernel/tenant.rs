@@ -53,6 +53,8 @@ pub struct Plan {
     pub storage_bytes: u64,
     /// Bytes of an uploaded component.
     pub component_bytes: u64,
+    /// Seconds of processor time an hour that compiling a tenant's uploads may take on a node.
+    pub compile_cpu_seconds_per_hour: u32,
     /// Versions kept per plugin.
     pub versions_per_plugin: u32,
     /// Plugins of a tenant.
@@ -86,6 +88,7 @@ impl Default for Plan {
             response_body_bytes: 4 << 20,
             storage_bytes: 1 << 30,
             component_bytes: 8 << 20,
+            compile_cpu_seconds_per_hour: 120,
             versions_per_plugin: 100,
             plugins: 100,
             memory_bytes: 64 << 20,

@@ -192,6 +192,18 @@ impl Limits {
         Ok(Admission { measured: vec![Measured { limit: limit.to_owned(), quota, decision }] })
     }
 
+    /// Take units of something of the host's own that have been used already: all there are, if they are fewer.
+    /// 0 units show what is left.
+    pub async fn charge(&self, limit: &'static str, for_key: &str, quota: Quota, units: u32) -> Result<Decision> {
+        let take = |cost| Take { bucket: Bucket::of(&["host", limit, for_key]), quota, cost };
+        let decision = self.take(&[take(units)]).await?.remove(0);
+        if decision.allowed {
+            return Ok(decision);
+        }
+        let left = u32::try_from(decision.remaining).unwrap_or(units);
+        Ok(self.take(&[take(left)]).await?.remove(0))
+    }
+
     async fn take(&self, takes: &[Take]) -> Result<Vec<Decision>> {
         let decisions = self.authority.take(takes, self.clock.now_ms()).await?;
         if decisions.len() == takes.len() {

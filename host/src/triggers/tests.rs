@@ -148,7 +148,8 @@ impl Bench {
         config.slots = 32;
         config.threads = 2;
         let master = Master::generate();
-        let engine = Engine::start(&config, capabilities::ALL, &master).unwrap();
+        let limits = Arc::new(services::limits::Limits::local(Clock::system()));
+        let engine = Engine::start(&config, capabilities::ALL, &master, limits.clone()).unwrap();
         let db = Db::open(&Location::Sqlite { path: folder.path().join("test.sqlite") }).await.unwrap();
         let id = TenantId::new();
         sqlx::query("insert into heads (tenant_id) values ($1)")
@@ -164,7 +165,7 @@ impl Bench {
             scope,
             services: Arc::new(Services {
                 flags: Arc::new(services::flags::Flags::new(None).unwrap()),
-                limits: Arc::new(services::limits::Limits::local(Clock::system())),
+                limits,
                 secrets: Arc::new(services::secrets::Secrets::new(master.clone())),
                 egress: Arc::new(services::egress::Egress::new(&services::egress::Config::default()).unwrap()),
                 master,

@@ -320,6 +320,27 @@ impl Grants {
         ]
     }
 
+    /// That a component imports nothing of which nothing is granted, such as `chalet:platform/kv@0.1.0` without a
+    /// collection: it could only fail.
+    pub fn cover(&self, imports: &[String]) -> Result<()> {
+        for import in imports {
+            let interface = import.split(['/', '@']).nth(1).unwrap_or(import);
+            let lists: &[&str] = match interface {
+                "kv" => &["kv", "kv_read"],
+                "http" => &["egress"],
+                "secrets" | "flags" | "meters" | "limits" | "config" => &[interface],
+                _ => continue,
+            };
+            if !self.lists().iter().any(|(name, list)| lists.contains(name) && !list.is_empty()) {
+                return refuse(format!(
+                    "the component imports {import}, and the manifest grants nothing of it; add `{} = [...]` under [grants]",
+                    lists[0]
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// True if nothing is granted.
     pub fn is_empty(&self) -> bool {
         self.lists().iter().all(|(_, list)| list.is_empty())
