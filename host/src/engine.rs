@@ -179,7 +179,12 @@ impl Engine {
                 return Err(failed.error);
             }
         }
-        self.map(*digest).await?.ok_or_else(|| Error::internal(format!("the code of {digest} does not load")))
+        // What is sealed and does not load has more parts than the pool has room for in one place; the log names them.
+        self.map(*digest).await?.ok_or_else(|| {
+            let error = Error::new(Kind::Invalid, "component_too_complex", config::PLACE);
+            self.forget_not(digest, &error);
+            error
+        })
     }
 
     /// Map a program from the folder of code.

@@ -106,6 +106,8 @@ struct Bounds {
     instances: u64,
     /// Nested components: 4; 62.
     component_depth: u64,
+    /// Memories of one module, imported ones among them: 1.
+    memories: u64,
     /// Bytes of the memories' initial sizes: 22 MiB.
     memory_bytes: u64,
     /// Elements of the tables' initial sizes: 9,403.
@@ -130,6 +132,7 @@ const USUAL: Bounds = Bounds {
     memory_accesses: 8_000,
     instances: 64,
     component_depth: 8,
+    memories: 1,
     memory_bytes: 64 << 20,
     table_elements: 20_000,
     data_segments: 10_000,
@@ -225,7 +228,7 @@ struct Pass {
 }
 
 enum Level {
-    Module,
+    Module { memories: u64 },
     Component(Component),
 }
 
@@ -261,7 +264,7 @@ impl Pass {
     fn see(&mut self, payload: Payload<'_>) -> Result<()> {
         let bounds = self.bounds;
         match payload {
-            Payload::Version { encoding: Encoding::Module, .. } => self.around.push(Level::Module),
+            Payload::Version { encoding: Encoding::Module, .. } => self.around.push(Level::Module { memories: 0 }),
             Payload::Version { encoding: Encoding::Component, .. } => {
                 self.around.push(Level::Component(Component::default()));
                 hold("component_depth", self.around.len() as u64, bounds.component_depth)?;
@@ -402,6 +405,10 @@ impl Pass {
     }
 
     fn memory(&mut self, pages: u64) -> Result<()> {
+        if let Some(Level::Module { memories }) = self.around.last_mut() {
+            *memories += 1;
+            hold("memories", *memories, self.bounds.memories)?;
+        }
         self.memory_bytes = self.memory_bytes.saturating_add(pages.saturating_mul(64 << 10));
         hold("memory_bytes", self.memory_bytes, self.bounds.memory_bytes)
     }
@@ -642,6 +649,7 @@ mod tests {
             (module(&long), "function_bytes"),
             (module(&repeated("(func)", 20_001)), "functions"),
             (module("(memory 1025)"), "memory_bytes"),
+            (module("(import \"a\" \"b\" (memory 1)) (memory 1)"), "memories"),
             (module("(table 20001 funcref)"), "table_elements"),
             (module(&data), "data_segments"),
             (format!("(component {})", repeated("(type (list u8))", 10_001)), "types"),
