@@ -4,6 +4,7 @@
 pub mod engine;
 pub mod guests;
 pub mod oracle;
+pub mod packages;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

@@ -2,13 +2,11 @@
 //! process that answers questions.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
-use crate::kit::guests::root;
+use crate::kit::packages;
 
 /// A running script; it is ended when this is dropped.
 pub struct Stock {
@@ -22,7 +20,7 @@ impl Stock {
     pub fn start(script: &str) -> Self {
         let mut process = Command::new("node")
             .arg(format!("{script}.mjs"))
-            .current_dir(installed())
+            .current_dir(packages::npm("stock"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -48,23 +46,4 @@ impl Drop for Stock {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// The scripts' folder, with the libraries that its lock names; installed when they are not yet.
-fn installed() -> &'static PathBuf {
-    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
-    INSTALLED.get_or_init(|| {
-        let folder = root().join("tests/stock");
-        let lock = std::fs::read(folder.join("package-lock.json")).expect("the lock is in the sources");
-        // Written last, and removed by npm with all the rest before it installs.
-        let mark = folder.join("node_modules/.installed-lock.json");
-        if std::fs::read(&mark).is_ok_and(|installed| installed == lock) {
-            return folder;
-        }
-        let npm = Command::new("npm").args(["ci", "--loglevel=error"]).current_dir(&folder).output();
-        let npm = npm.expect("npm is installed: see tests/prepare.sh");
-        assert!(npm.status.success(), "npm ci failed: {}", String::from_utf8_lossy(&npm.stderr));
-        std::fs::write(&mark, lock).expect("the folder can be written");
-        folder
-    })
 }
