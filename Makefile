@@ -1,6 +1,6 @@
 # The commands of this repository. `make demo` and `make test` set up all they need.
 
-.PHONY: demo test bench lint fmt prepare
+.PHONY: demo test soak bench lint fmt prepare
 
 # The main job, end to end, on the embedded default.
 demo:
@@ -14,6 +14,10 @@ test: prepare
 	cargo test $(GUESTS)
 	cargo test --workspace --doc
 	cargo test --workspace --tests
+
+# What takes an hour: a million generated modules.
+soak: prepare
+	CHALET_SOAK=1 cargo test --package chalet --test it -- --nocapture generated::
 
 # The scoreboard, as Markdown: what a request costs beside bare axum. Takes five minutes after the release build.
 bench:

@@ -24,7 +24,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
-use wasmtime::component::Linker;
+use wasmtime::component::{Component, Linker};
 
 #[cfg(test)]
 pub(crate) use self::compile::tests::worker as test_worker;
@@ -132,6 +132,15 @@ impl Engine {
     /// Look at a component without compiling it.
     pub fn inspect(&self, bytes: &[u8], class: Class) -> Result<Inspection> {
         inspect::inspect(bytes, class, &self.0.interfaces)
+    }
+
+    /// A component compiled in this process and kept nowhere, without the gate and without a worker's limits: for tests
+    /// that try more of them than workers could be started. The code is the same that a worker makes.
+    #[doc(hidden)]
+    pub fn compile_here(&self, wasm: &[u8]) -> Result<Program> {
+        let component = Component::from_binary(&self.0.wasmtime, wasm)
+            .map_err(|error| Error::new(Kind::Invalid, "component_invalid", format!("{error:#}")))?;
+        Program::new(Digest::of(wasm), &component, &self.0.linker)
     }
 
     /// The program with this digest, if it is mapped already.

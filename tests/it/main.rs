@@ -15,6 +15,7 @@ mod crash;
 mod demo;
 mod durability;
 mod flags;
+mod generated;
 mod history;
 mod http;
 mod idempotency;

@@ -1,5 +1,6 @@
 //! The kit that the tests share: servers, databases, tenants and guests, set up in a line.
 
+pub mod carrier;
 #[macro_use]
 pub mod engine;
 pub mod guests;
@@ -11,3 +12,8 @@ pub mod proxy;
 pub mod server;
 pub mod stock;
 pub mod store;
+
+/// Whether the tests are to take all there is, however long it lasts: `make soak`.
+pub fn soak() -> bool {
+    std::env::var_os("CHALET_SOAK").is_some()
+}
