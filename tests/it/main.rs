@@ -11,6 +11,7 @@ mod kit;
 mod authorization;
 mod cli;
 mod context;
+mod corpora;
 mod crash;
 mod demo;
 mod durability;
