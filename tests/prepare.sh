@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the tests need beside cargo: a C compiler for the bundled SQLite, PostgreSQL's server programs, strace, and Node 18
-# or later with npm, which fetches other people's clients. Each argument is one more program, from the package of the same
+# or later with npm and Python 3 with pip, which fetch other people's clients, guests and toolchains. Each argument is one more program, from the package of the same
 # name.
 # As root, or with CI=true, missing packages are installed; otherwise they are named.
 set -eu
@@ -15,6 +15,7 @@ set -- /usr/lib/postgresql/*/bin/initdb
 command -v strace >/dev/null || missing="$missing strace"
 command -v node >/dev/null || missing="$missing nodejs"
 command -v npm >/dev/null || missing="$missing npm"
+python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 [ -z "$missing" ] && exit 0
 
 if [ "$(id -u)" = 0 ] || [ "${CI:-}" = true ]; then

@@ -27,6 +27,7 @@ mod meters;
 mod misbehave;
 mod plugins;
 mod postgres;
+mod real;
 mod secrets;
 mod shape;
 mod store;
