@@ -16,6 +16,7 @@ mod crash;
 mod demo;
 mod durability;
 mod flags;
+mod fuzz;
 mod generated;
 mod history;
 mod http;
