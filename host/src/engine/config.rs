@@ -34,8 +34,8 @@ const MEMORY_BYTES: usize = 1 << 30;
 const GROW_FUEL_PER_PAGE: u8 = 64;
 /// Elements of one table; SpiderMonkey, the largest real guest, has 9,403.
 pub(super) const TABLE_ELEMENTS: usize = 20_000;
-/// Core instances of one component, as the gate allows: componentize-py makes about thirty.
-const CORE_INSTANCES: u32 = 64;
+/// Core instances of one component, as the gate allows: componentize-py makes more than thirty.
+pub(super) const CORE_INSTANCES: u32 = 64;
 /// Memories and tables of one component, and tables of one module: a composition of a few real guests.
 const MEMORIES: u32 = 4;
 const TABLES: u32 = 8;
