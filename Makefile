@@ -1,6 +1,6 @@
 # The commands of this repository. `make demo` and `make test` set up all they need.
 
-.PHONY: demo test soak bench lint fmt prepare
+.PHONY: demo test soak fuzz bench lint fmt prepare
 
 # The main job, end to end, on the embedded default.
 demo:
@@ -15,9 +15,21 @@ test: prepare
 	cargo test --workspace --doc
 	cargo test --workspace --tests
 
-# The random and hostile tests with ten times as much of everything.
+# The same with ten times as much of what is random and hostile, and all that there is of other people's: some hours.
 soak: prepare
-	CHALET_SOAK=1 cargo test --package chalet --test it -- markers hostile cancelled edge isolation
+	CHALET_SOAK=1 cargo test --package chalet --test it -- --nocapture \
+		markers hostile cancelled edge isolation generated:: real:: fuzz::
+
+# Search for inputs that break a promise: each target for FUZZ_SECONDS. cargo-fuzz wants a nightly compiler or to be told
+# that a stable one will do; without the address sanitizer, since there is no unsafe code to watch.
+FUZZ_SECONDS = 60
+FUZZ_TARGETS = manifest routes webhook cursor structured_header flags
+fuzz:
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is not installed: cargo install cargo-fuzz" >&2; exit 1; }
+	for target in $(FUZZ_TARGETS); do \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 || exit 1; \
+	done
 
 # The scoreboard, as Markdown: what a request costs beside bare axum. Takes five minutes after the release build.
 bench:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What the tests need beside cargo: a C compiler for the bundled SQLite, PostgreSQL's server programs, strace, and Node 18
-# or later with npm and Python with venv, which fetch other people's clients. Each argument is one more program, from the
-# package of the same name.
+# or later with npm and Python 3 with pip, which fetch other people's clients, guests and toolchains. Each argument is one
+# more program, from the package of the same name.
 # As root, or with CI=true, missing packages are installed; otherwise they are named.
 set -eu
 
@@ -17,7 +17,7 @@ set -- /usr/lib/postgresql/*/bin/initdb
 command -v strace >/dev/null || missing="$missing strace"
 command -v node >/dev/null || missing="$missing nodejs"
 command -v npm >/dev/null || missing="$missing npm"
-python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 [ -z "$missing" ] && exit 0
 
 if [ "$(id -u)" = 0 ] || [ "${CI:-}" = true ]; then

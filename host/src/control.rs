@@ -12,7 +12,7 @@ mod keys;
 mod kv;
 mod limits;
 mod ofrep;
-mod page;
+pub(crate) mod page;
 mod plans;
 mod plugins;
 mod secrets;

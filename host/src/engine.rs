@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Runtime;
-use wasmtime::component::Linker;
+use wasmtime::component::{Component, Linker};
 
 #[cfg(test)]
 pub(crate) use self::compile::tests::worker as test_worker;
@@ -40,7 +40,7 @@ use self::guest::Guest;
 pub use self::inspect::{Class, Digest, Inspection};
 pub use self::program::Program;
 pub use self::run::{Failure, Spent};
-use crate::kernel::error::{Error, Result};
+use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::TenantScope;
 use crate::services::limits::Limits;
@@ -144,6 +144,15 @@ impl Engine {
         obtained.map(|_| inspection).inspect_err(|error| self.0.reject(error))
     }
 
+    /// A component compiled in this process and kept nowhere, without the gate and without a worker's limits: for tests
+    /// that try more of them than workers could be started. The code is the same that a worker makes.
+    #[doc(hidden)]
+    pub fn compile_here(&self, wasm: &[u8]) -> Result<Program> {
+        let component = Component::from_binary(&self.0.wasmtime, wasm)
+            .map_err(|error| Error::new(Kind::Invalid, "component_invalid", format!("{error:#}")))?;
+        Program::new(Digest::of(wasm), &component, &self.0.linker)
+    }
+
     /// The program with this digest, if it is mapped already.
     pub fn loaded(&self, digest: &Digest) -> Option<Arc<Program>> {
         self.0.programs.get(digest)
@@ -201,7 +210,12 @@ impl Engine {
                 return Err(failed.error);
             }
         }
-        self.map(*digest).await?.ok_or_else(|| Error::internal(format!("the code of {digest} does not load")))
+        // What is sealed and does not load has more parts than the pool has room for in one place; the log names them.
+        self.map(*digest).await?.ok_or_else(|| {
+            let error = Error::new(Kind::Invalid, "component_too_complex", config::PLACE).rule("place");
+            self.0.remember(*digest, None, &error);
+            error
+        })
     }
 
     /// Map a program from the folder of code.

@@ -23,3 +23,6 @@ pub mod config;
 pub mod platform;
 
 pub mod cli;
+
+#[doc(hidden)]
+pub mod fuzzing;

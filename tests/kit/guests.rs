@@ -16,10 +16,10 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ is in the project").to_path_buf()
 }
 
-/// The component of a shipped plugin (`notes`) or of a test guest (`guest-kv`), by its manifest's name.
-pub fn component(name: &str) -> Vec<u8> {
+/// All of them: their manifests' names and where they are.
+pub fn built() -> &'static HashMap<String, PathBuf> {
     static BUILT: OnceLock<HashMap<String, PathBuf>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
+    BUILT.get_or_init(|| {
         let mut built = HashMap::new();
         for folder in [root(), root().join("tests/guests")] {
             for one in
@@ -29,7 +29,12 @@ pub fn component(name: &str) -> Vec<u8> {
             }
         }
         built
-    });
+    })
+}
+
+/// The component of a shipped plugin (`notes`) or of a test guest (`guest-kv`), by its manifest's name.
+pub fn component(name: &str) -> Vec<u8> {
+    let built = built();
     let path = built.get(name).unwrap_or_else(|| panic!("no guest is called {name}; there are {:?}", built.keys()));
     std::fs::read(path).expect("a component that was just built")
 }

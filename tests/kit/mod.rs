@@ -1,10 +1,12 @@
 //! The kit that the tests share: servers, databases, tenants and guests, set up in a line.
 
+pub mod carrier;
 #[macro_use]
 #[allow(unused_macros, reason = "the benchmark measures on engines of its own choice")]
 pub mod engine;
 pub mod guests;
 pub mod oracle;
+pub mod packages;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

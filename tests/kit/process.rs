@@ -1,6 +1,7 @@
 //! What a process and its children have used, as Linux counts it.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 /// Clock ticks a second in /proc: `USER_HZ`, which Linux keeps at 100 on x86 and ARM.
@@ -81,7 +82,10 @@ fn memory_mib(pid: u32, field: &str) -> f64 {
     kib.map_or(f64::NAN, |kib: f64| kib / 1024.0)
 }
 
-/// Files, sockets and pipes that a process has open.
+/// Files, sockets and pipes that a process has open, but for the code of the programs that a node keeps loaded.
 pub fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+    let code = |path: &Path| path.extension().is_some_and(|extension| extension == "code");
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |open| {
+        open.filter_map(|one| fs::read_link(one.ok()?.path()).ok()).filter(|path| !code(path)).count()
+    })
 }

@@ -177,8 +177,22 @@ impl Server {
     /// Give the plan of new tenants rates that do not stand in the way of a load.
     pub async fn unlimited(&self) {
         let plan = json!({ "requests_per_second": 1_000_000, "request_burst": 1_000_000, "concurrency": 256,
-            "timeout_ms": 10_000, "storage_bytes": 1_u64 << 40 });
+            "timeout_ms": 10_000, "storage_bytes": 1_u64 << 40, "versions_per_plugin": 1_000_000 });
         expect(self.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
+    }
+
+    /// Let this many tenants work through `items`, each one after the other.
+    pub async fn share<T>(&self, tenants: usize, items: impl Iterator<Item = T>, work: impl AsyncFn(&Tenant<'_>, T)) {
+        let items = Mutex::new(items);
+        let next = || items.lock().expect("no test panicked with the lock").next();
+        let (next, work) = (&next, &work);
+        futures_util::future::join_all((0..tenants).map(async |n| {
+            let tenant = self.tenant(&format!("worker-{n}")).await;
+            while let Some(item) = next() {
+                work(&tenant, item).await;
+            }
+        }))
+        .await;
     }
 
     /// Wait until `check` is true, at most ten seconds.

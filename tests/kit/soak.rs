@@ -1,9 +1,13 @@
-//! How much a random test does: what fits into `make test`, or ten times that under `CHALET_SOAK=1`.
+//! How much a test of many cases does: what fits into `make test`, or far more under `make soak`.
 
-/// Times as much, if asked for.
+/// Whether a test is to take all there is, however long it lasts.
+pub fn on() -> bool {
+    std::env::var("CHALET_SOAK").is_ok_and(|text| text == "1")
+}
+
+/// Ten times as much, if asked for.
 pub fn count(usual: usize) -> usize {
-    let soak = std::env::var("CHALET_SOAK").is_ok_and(|text| text == "1");
-    if soak { 10 * usual } else { usual }
+    if on() { 10 * usual } else { usual }
 }
 
 /// Where random numbers begin: `CHALET_SEED`, to see a failure again, or anywhere.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gateway::Door;
 use crate::kernel::error::{Error, Kind, Result};
+use crate::kernel::secret::Master;
 
 /// Items of a page unless the caller says otherwise.
 const USUAL: usize = 100;
@@ -51,17 +52,7 @@ impl Page {
 
     /// Where the page before ended, on this list. `cursor` comes from the caller.
     pub(super) fn after(&self, door: &Door, list: &str) -> Result<Option<Vec<u8>>> {
-        let Some(cursor) = &self.cursor else { return Ok(None) };
-        let bad = || {
-            Error::new(
-                Kind::Invalid,
-                "cursor_invalid",
-                "the cursor is not one that this list gave; start without a cursor",
-            )
-        };
-        let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| bad())?;
-        let (signature, after) = bytes.split_at_checked(SIGNATURE_BYTES).ok_or_else(bad)?;
-        if signature == sign(door, list, after) { Ok(Some(after.to_vec())) } else { Err(bad()) }
+        self.cursor.as_deref().map(|cursor| open(&door.master, list, cursor)).transpose()
     }
 
     /// The same as text.
@@ -73,10 +64,24 @@ impl Page {
 /// The cursor of what comes after `last`.
 pub(super) fn next(door: &Door, list: &str, last: Option<&[u8]>, more: bool) -> Option<String> {
     let last = last.filter(|_| more)?;
-    Some(URL_SAFE_NO_PAD.encode([&sign(door, list, last), last].concat()))
+    Some(cursor(&door.master, list, last))
 }
 
-fn sign(door: &Door, list: &str, after: &[u8]) -> Vec<u8> {
+pub(crate) fn cursor(master: &Master, list: &str, last: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode([&sign(master, list, last), last].concat())
+}
+
+/// What a cursor of this list says. It comes from a stranger.
+pub(crate) fn open(master: &Master, list: &str, cursor: &str) -> Result<Vec<u8>> {
+    let bad = || {
+        Error::new(Kind::Invalid, "cursor_invalid", "the cursor is not one that this list gave; start without a cursor")
+    };
+    let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| bad())?;
+    let (signature, after) = bytes.split_at_checked(SIGNATURE_BYTES).ok_or_else(bad)?;
+    if signature == sign(master, list, after) { Ok(after.to_vec()) } else { Err(bad()) }
+}
+
+fn sign(master: &Master, list: &str, after: &[u8]) -> Vec<u8> {
     let signed = [list.as_bytes(), &[0], after].concat();
-    door.master.digest("cursor", None, &signed)[..SIGNATURE_BYTES].to_vec()
+    master.digest("cursor", None, &signed)[..SIGNATURE_BYTES].to_vec()
 }

@@ -12,8 +12,8 @@ pub(super) const HOSTCALL_BYTES: usize = 2 << 20;
 pub(super) const ANSWER_SLACK_BYTES: usize = 256 << 10;
 /// Live handles of resources. No interface has resources yet; what a component makes for itself counts.
 pub(super) const HANDLES: usize = 2_000;
-/// Instances, tables and memories of one invocation; the gate and the pool allow fewer per component.
-const INSTANCES: usize = 32;
+/// Instances, tables and memories of one invocation: what a component may have, and as many tables and memories again.
+const INSTANCES: usize = super::config::CORE_INSTANCES as usize;
 const TABLES: usize = 16;
 const MEMORIES: usize = 8;
 /// Table elements of one invocation: twice the largest single table.

@@ -49,6 +49,11 @@ impl Flags {
         Ok(Self { platform: Arc::new(platform), snapshots })
     }
 
+    /// The platform's flags alone.
+    pub(crate) fn defaults(&self) -> Snapshot {
+        Snapshot(Arc::new(Merged::new(Document::default(), self.platform.clone())))
+    }
+
     /// Stage the tenant's document, which comes from a request, and say what in it will have no effect.
     pub fn put(&self, effects: &mut Effects, body: &[u8]) -> Result<Vec<String>> {
         let document = Document::parse(body)?;

@@ -173,7 +173,7 @@ fn text(key: Bytes) -> Result<String> {
 }
 
 /// The key after which the page begins. `cursor` comes from a stranger.
-fn last_of(cursor: &str, prefix: &str) -> Result<Vec<u8>> {
+pub(crate) fn last_of(cursor: &str, prefix: &str) -> Result<Vec<u8>> {
     let bad = || Error::invalid("the cursor is not one that a page of this list gave");
     if cursor.len() > 2 * KEY_BYTES {
         return Err(bad());

@@ -138,7 +138,7 @@ impl Route {
         &self.method
     }
 
-    /// The path, in the form that `matchit` takes: literal segments, `{name}`, and `{*name}` at the end.
+    /// The path: literal segments, `{name}`, and `{*name}` at the end.
     pub fn path(&self) -> &str {
         &self.path
     }

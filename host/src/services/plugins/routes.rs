@@ -1,15 +1,10 @@
-//! The HTTP routes of a manifest, compiled once: which of them a request's method and path match.
-
-use matchit::Router;
+//! The HTTP routes of a manifest: which of them a request's method and path match.
 
 use crate::services::plugins::manifest::{Manifest, Route};
 
-/// A plugin's routes.
+/// A plugin's routes, those that say more first: a literal segment before a parameter, and that before the rest of a path.
 #[derive(Debug, Default)]
-pub struct Routes {
-    // Routes of one path, by path; the manifest's check has refused those that cannot be told apart.
-    paths: Router<Vec<Route>>,
-}
+pub struct Routes(Vec<Route>);
 
 /// The route that a request matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,32 +16,48 @@ pub struct Matched {
 }
 
 impl Routes {
-    pub(super) fn new(manifest: &Manifest) -> Self {
-        let mut by_path: Vec<(String, Vec<Route>)> = Vec::new();
-        for route in manifest.http.iter().flat_map(|http| &http.routes) {
-            match by_path.iter_mut().find(|(path, _)| path == route.path()) {
-                Some((_, routes)) => routes.push(route.clone()),
-                None => by_path.push((route.path().to_owned(), vec![route.clone()])),
-            }
-        }
-        let mut paths = Router::new();
-        for (path, routes) in by_path {
-            // Paths that differ only in their parameters' names are one to the router: the first one stands.
-            if let Err(error) = paths.insert(path.as_str(), routes) {
-                tracing::debug!(path, %error, "a route cannot be told from an earlier one");
-            }
-        }
-        Self { paths }
+    pub(crate) fn new(manifest: &Manifest) -> Self {
+        let mut routes: Vec<_> = manifest.http.iter().flat_map(|http| &http.routes).cloned().collect();
+        // Those that say the same of a path stay in the manifest's order.
+        routes.sort_by_cached_key(|route| {
+            let vagueness = |segment: &str| u8::from(segment.starts_with('{')) + u8::from(segment.starts_with("{*"));
+            route.path().split('/').map(vagueness).collect::<Vec<_>>()
+        });
+        Self(routes)
     }
 
     /// The route for this method and percent-encoded path. HEAD is answered by a GET route.
     pub fn find(&self, method: &str, path: &str) -> Option<Matched> {
-        let found = self.paths.at(path).ok()?;
-        let route =
-            found.value.iter().find(|route| route.allows(method) || (method == "HEAD" && route.allows("GET")))?;
-        let params = found.params.iter().map(|(name, value)| (name.to_owned(), decode(value))).collect();
-        Some(Matched { route: route.to_string(), params })
+        // All are looked at, at most some hundred short texts: an index by path would hide a route of one method behind a
+        // more literal one of another.
+        let allowed = |route: &&Route| route.allows(method) || (method == "HEAD" && route.allows("GET"));
+        self.0
+            .iter()
+            .filter(allowed)
+            .find_map(|route| Some(Matched { params: params(route, path)?, route: route.to_string() }))
     }
+}
+
+/// The parameters of a path, if the route's path stands for it.
+fn params(route: &Route, path: &str) -> Option<Vec<(String, String)>> {
+    let mut params = Vec::new();
+    let mut left = Some(path.strip_prefix('/')?);
+    for pattern in route.path().strip_prefix('/')?.split('/') {
+        let here = left?;
+        let name = pattern.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        if let Some(name) = name.and_then(|name| name.strip_prefix('*')) {
+            params.push((name.to_owned(), decode(here)));
+            return (!here.is_empty()).then_some(params);
+        }
+        let (segment, behind) = here.split_once('/').map_or((here, None), |(segment, behind)| (segment, Some(behind)));
+        match name {
+            Some(name) if !segment.is_empty() => params.push((name.to_owned(), decode(segment))),
+            None if segment == pattern => {}
+            _ => return None,
+        }
+        left = behind;
+    }
+    left.is_none().then_some(params)
 }
 
 fn decode(value: &str) -> String {
@@ -70,5 +81,28 @@ mod tests {
         assert!(routes.find("GET", "/").is_some());
         assert_eq!(routes.find("GET", "/o"), None);
         assert_eq!(routes.find("POST", "/o/1"), None);
+    }
+
+    #[test]
+    fn no_route_is_hidden_by_another_of_another_method_or_parameter() {
+        let manifest = Manifest::from_toml(
+            "name = \"a\"\nversion = \"1.0.0\"\n[http]\nroutes = [\"GET /{*rest}\", \"GET /o/{id}\", \"PUT /o/{name}\", \"POST /o/new\", \"GET /o/{id}/x\"]",
+        )
+        .expect("a manifest");
+        let routes = Routes::new(&manifest);
+        let found = |method, path| routes.find(method, path).map(|found| found.route);
+        for (method, path, route) in [
+            ("GET", "/o/1", "GET /o/{id}"),
+            ("PUT", "/o/1", "PUT /o/{name}"),
+            ("POST", "/o/new", "POST /o/new"),
+            ("GET", "/o/new", "GET /o/{id}"),
+            ("GET", "/o/1/x", "GET /o/{id}/x"),
+            ("GET", "/o/1/y", "GET /{*rest}"),
+            ("GET", "/o/", "GET /{*rest}"),
+        ] {
+            assert_eq!(found(method, path).as_deref(), Some(route), "{method} {path}");
+        }
+        assert_eq!(found("GET", "/"), None);
+        assert_eq!(found("POST", "/o/1"), None);
     }
 }
