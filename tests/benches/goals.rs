@@ -27,6 +27,11 @@ impl Goal {
         Self { work, wanted: Wanted::AtMost(wanted), unit, reached }
     }
 
+    /// Whether it was measured.
+    pub fn known(&self) -> bool {
+        self.reached.is_some()
+    }
+
     /// How far it is: 1 and more is there.
     fn part(&self) -> Option<f64> {
         let reached = self.reached?;

@@ -11,6 +11,8 @@ use serde::Deserialize;
 
 /// How long an answer may take; a server that sheds load answers much earlier.
 const TIMEOUT: &str = "10s";
+/// How long a load may become that gets no answer at all.
+const LONGEST: Duration = Duration::from_secs(30);
 /// What stands for a number that no request had before, in a body or an `Idempotency-Key`.
 pub const NUMBER: &str = "############";
 /// What stands for a number below [`Request::random_below`], in a body.
@@ -169,6 +171,10 @@ pub fn run(
     let Some(Said { requests, duration_us, p50_us, p99_us, refused, late, broken }) = said else {
         return Err(format!("wrk said {text}{}", String::from_utf8_lossy(&output.stderr)));
     };
+    if requests + refused + late + broken == 0 && duration < LONGEST {
+        // The machine did something else all the time.
+        return run(url, targets, spread, request, connections, duration * 2);
+    }
     if requests == 0 || refused + late + broken > 0 {
         return Err(format!("of {requests} answers {refused} were refusals; {late} came late, {broken} never"));
     }

@@ -34,6 +34,7 @@ use std::time::Duration;
 use crate::board::{Board, Figures};
 use crate::cold::Cold;
 use crate::contestants::{Contestant, Work};
+use crate::goals::Goal;
 use crate::kit::guests::root;
 use crate::kit::process::{cpu, resident_mib};
 use crate::load::{Load, Request, Spread};
@@ -62,19 +63,19 @@ fn main() {
         return keep("growth.md", &format!("# Growth\n\n{heading}\n\n{found}"));
     }
 
-    let board = runtime.block_on(run(only.as_deref(), duration, rounds));
-    let text = format!(
-        "{heading}\n\n## Goals\n\n{}\n## Measured\n\n{}",
-        goals::markdown(&goals::of(&board)),
-        board.markdown()
-    );
+    let found = runtime.block_on(run(only.as_deref(), duration, rounds));
+    let mut goals = goals::of(&found);
+    if only.is_some() {
+        goals.retain(Goal::known);
+    }
+    let text = format!("{heading}\n\n## Goals\n\n{}\n## Measured\n\n{}", goals::markdown(&goals), found.markdown());
     if only.is_none() {
-        keep("chart.svg", &chart::svg(&board.throughput));
+        keep("chart.svg", &chart::svg(&found.throughput));
         keep("last.md", &format!("# The last run\n\n{text}"));
     } else {
         println!("{text}");
     }
-    if board.failed {
+    if found.failed {
         std::process::exit(1);
     }
 }
@@ -120,6 +121,8 @@ impl Found {
 async fn run(only: Option<&str>, duration: Duration, rounds: usize) -> Found {
     let wanted = |part: &str| contestants::named(only, part);
     let contestants = contestants::chosen(only);
+    let parts = ["steady", "micro", "cold"].iter().any(|part| wanted(part));
+    assert!(parts || !contestants.is_empty(), "CHALET_BENCH_ONLY names nothing that there is");
     let mut run = Run::start(&contestants).await;
     run.load_in_turn(duration, rounds).await;
     let steady = wanted("steady").then(|| steady::run(&run.answering(), rounds, duration));
@@ -140,7 +143,7 @@ struct Run<'c> {
 }
 
 impl<'c> Run<'c> {
-    /// Start every server that somebody needs, and ask each contestant once.
+    /// Start every server that somebody needs, and try each contestant once.
     async fn start(contestants: &'c [Contestant]) -> Self {
         let mut run = Self {
             contestants,
@@ -170,8 +173,14 @@ impl<'c> Run<'c> {
 
     async fn try_once(&self, contestant: &Contestant) -> Result<(), String> {
         let server = self.server(contestant.work.server())?;
-        let Work::Http { request, .. } = &contestant.work else { return Ok(()) };
-        load::try_once(server.url(), &server.targets(&request.path, false)[0], request).await
+        match &contestant.work {
+            Work::Http { request, .. } => {
+                load::try_once(server.url(), &server.targets(&request.path, false)[0], request).await
+            }
+            // It is built before anything is measured.
+            Work::Rows { .. } => peers::program("peer-raw").map(drop),
+            Work::Pgbench(_) => Ok(()),
+        }
     }
 
     /// Take a contestant out.

@@ -99,9 +99,9 @@ fn prepare(url: &str) -> Result<(), String> {
 
 fn run(command: &mut Command) -> Result<String, String> {
     let name = command.get_program().display().to_string();
-    let output = command.output().map_err(|error| {
-        format!("{name} does not start ({error}); install the package `postgresql`")
-    })?;
+    let output = command
+        .output()
+        .map_err(|error| format!("{name} does not start ({error}); install the package `postgresql`"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
