@@ -53,6 +53,7 @@ pub fn of(found: &Found) -> Vec<Goal> {
     let times = |name, beside| found.micro.as_ref().and_then(|micro| micro.times(name, beside));
     let nanoseconds = |name| found.micro.as_ref().and_then(|micro| micro.median(name));
     let cold = found.cold.as_ref();
+    let beside = |what| found.neighbours.as_ref().and_then(|neighbours| neighbours.times(what));
     vec![
         Goal::at_least("hello world, 32 connections", 0.40, "of bare axum", ratio("hello", "bare-get", 32)),
         Goal::at_least("hello world, 128 connections", 0.50, "of bare axum", ratio("hello", "bare-get", 128)),
@@ -86,6 +87,8 @@ pub fn of(found: &Found) -> Vec<Goal> {
         Goal::at_least("a repeated `Idempotency-Key`", 0.8, "of hello world", ratio("duplicate", "hello", 32)),
         Goal::at_most("upload to the first answer", 150.0, "ms", cold.map(|cold| cold.upload_ms)),
         Goal::at_most("first answer of a known plugin", 0.5, "ms", cold.map(|cold| cold.known_ms)),
+        Goal::at_most("a quiet tenant beside a flooding one, p99", 1.5, "times alone", beside("reads")),
+        Goal::at_most("the same, durable writes", 2.5, "times alone", beside("writes")),
         Goal::at_most("a rate limit's decision", 1_000.0, "ns", nanoseconds("take")),
         Goal::at_least("a rate limit's decision", 50.0, "times faster than Redis", times("take", "redis")),
         Goal::at_least("a flag without rules", 1.0, "of Unleash's engine", times("flag", "unleash")),

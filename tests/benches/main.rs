@@ -23,6 +23,7 @@ mod growth;
 mod load;
 mod machine;
 mod micro;
+mod neighbours;
 mod peers;
 mod raw;
 mod servers;
@@ -39,6 +40,7 @@ use crate::kit::guests::root;
 use crate::kit::process::{cpu, resident_mib};
 use crate::load::{Load, Request, Spread};
 use crate::micro::Micro;
+use crate::neighbours::Neighbours;
 use crate::raw::{Commits, Committed};
 use crate::servers::{Kind, Running};
 use crate::steady::Steady;
@@ -101,6 +103,7 @@ struct Found {
     steady: Option<Steady>,
     micro: Option<Micro>,
     cold: Option<Cold>,
+    neighbours: Option<Neighbours>,
     /// Whether one of our own contestants has no figures.
     failed: bool,
 }
@@ -112,6 +115,7 @@ impl Found {
             self.steady.as_ref().map(Steady::markdown),
             self.micro.as_ref().map(Micro::markdown),
             self.cold.as_ref().map(Cold::markdown),
+            self.neighbours.as_ref().map(Neighbours::markdown),
         ];
         parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
     }
@@ -121,7 +125,7 @@ impl Found {
 async fn run(only: Option<&str>, duration: Duration, rounds: usize) -> Found {
     let wanted = |part: &str| contestants::named(only, part);
     let contestants = contestants::chosen(only);
-    let parts = ["steady", "micro", "cold"].iter().any(|part| wanted(part));
+    let parts = ["steady", "micro", "cold", "neighbours"].iter().any(|part| wanted(part));
     assert!(parts || !contestants.is_empty(), "CHALET_BENCH_ONLY names nothing that there is");
     let mut run = Run::start(&contestants).await;
     run.load_in_turn(duration, rounds).await;
@@ -129,7 +133,8 @@ async fn run(only: Option<&str>, duration: Duration, rounds: usize) -> Found {
     let Run { board, failed, .. } = run;
     let micro = if wanted("micro") { Some(micro::run(rounds).await) } else { None };
     let cold = if wanted("cold") { Some(cold::run().await) } else { None };
-    Found { throughput: board, steady, micro, cold, failed }
+    let neighbours = if wanted("neighbours") { Some(neighbours::run(rounds, duration).await) } else { None };
+    Found { throughput: board, steady, micro, cold, neighbours, failed }
 }
 
 /// A run of contestants: the servers that they need, and what is known of them so far.

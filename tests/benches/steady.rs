@@ -2,12 +2,14 @@
 //!
 //! oha sends 2,000 requests a second and counts an answer's time from when its request was due.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::contestants::{Contestant, Work};
+use crate::load::{Request, Target};
 use crate::peers;
 use crate::servers::Running;
 
@@ -97,12 +99,16 @@ pub fn run(contestants: &[(&Contestant, &Running)], rounds: usize, duration: Dur
         Ok(program) => program,
         Err(why) => return Steady::missing(format!("oha: {why}")),
     };
+    let load = |contestant: &Contestant, server: &Running, duration| {
+        let Work::Http { request, .. } = &contestant.work else { return Err("it answers no requests".into()) };
+        at_rate(&program, server.url(), &server.targets(&request.path, false)[0], request, RATE, duration)
+    };
     let mut found = Steady::default();
     for (name, beside) in ALL {
         let Some((contestant, server)) = contestants.iter().find(|(one, _)| one.name == *name) else { continue };
         found.rows.push(Row { name, title: contestant.title, beside, p50_ms: Vec::new(), p99_ms: Vec::new() });
         // The first load warms up.
-        if let Err(why) = load(&program, contestant, server, Duration::from_secs(1)) {
+        if let Err(why) = load(contestant, server, Duration::from_secs(1)) {
             found.missing.push(format!("{}: {why}", contestant.title));
             found.rows.pop();
         }
@@ -112,7 +118,7 @@ pub fn run(contestants: &[(&Contestant, &Running)], rounds: usize, duration: Dur
             let index = (turn + round) % found.rows.len();
             let row = &mut found.rows[index];
             let Some((contestant, server)) = contestants.iter().find(|(one, _)| one.name == row.name) else { continue };
-            match load(&program, contestant, server, duration) {
+            match load(contestant, server, duration) {
                 Ok((p50_ms, p99_ms)) => {
                     crate::say(&format!(
                         "low load, round {}: p50 {p50_ms:.3} ms, p99 {p99_ms:.3} ms  {}",
@@ -129,23 +135,24 @@ pub fn run(contestants: &[(&Contestant, &Running)], rounds: usize, duration: Dur
     found
 }
 
-fn load(
-    program: &std::path::Path,
-    contestant: &Contestant,
-    server: &Running,
+/// Send a request at a rate; the latencies of half and of 99 of 100 of the answers, in milliseconds.
+pub fn at_rate(
+    program: &Path,
+    url: &str,
+    target: &Target,
+    request: &Request,
+    rate: u32,
     duration: Duration,
 ) -> Result<(f64, f64), String> {
-    let Work::Http { request, .. } = &contestant.work else { return Err("it answers no requests".into()) };
-    let target = server.targets(&request.path, false).remove(0);
     let mut oha = Command::new(program);
     oha.args(["--no-tui", "--output-format", "json", "--latency-correction", "-w"])
-        .args(["-q", &RATE.to_string(), "-c", &CONNECTIONS.to_string()])
+        .args(["-q", &rate.to_string(), "-c", &CONNECTIONS.to_string()])
         .args(["-z", &format!("{}s", duration.as_secs())])
         .args(["-m", request.method.as_str(), "-H", &format!("authorization: Bearer {}", target.key)]);
     if !request.body.is_empty() {
         oha.args(["-T", request.content_type, "-d", &request.body]);
     }
-    let output = oha.arg(format!("{}{}", server.url(), target.path)).output().map_err(|error| error.to_string())?;
+    let output = oha.arg(format!("{url}{}", target.path)).output().map_err(|error| error.to_string())?;
     let said: Value = serde_json::from_slice(&output.stdout)
         .map_err(|_| format!("oha said {}", String::from_utf8_lossy(&output.stderr)))?;
     let statuses = said["statusCodeDistribution"].as_object().ok_or("oha names no statuses")?;
