@@ -1,6 +1,6 @@
 # The commands of this repository. `make demo` and `make test` set up all they need.
 
-.PHONY: demo test soak fuzz bench lint fmt prepare
+.PHONY: demo test soak fuzz bench bench-growth lint fmt prepare prepare-bench
 
 # The main job, end to end, on the embedded default.
 demo:
@@ -31,10 +31,18 @@ fuzz:
 			-max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 || exit 1; \
 	done
 
-# The scoreboard, as Markdown: what a request costs beside bare axum. Takes five minutes after the release build.
-bench:
-	@tests/prepare.sh wrk
+# The scoreboard: what a request costs beside bare axum and other people's servers. Takes ten minutes after the builds.
+bench: prepare-bench
 	cargo bench --workspace --bench bench
+
+# What a request costs as tenants and keys become many. Takes longer.
+bench-growth: prepare-bench
+	CHALET_BENCH=growth cargo bench --workspace --bench bench
+
+# Other people's servers are measured where they are, and named where they are not.
+prepare-bench:
+	@tests/prepare.sh wrk
+	@tests/prepare.sh nginx redis-server || true
 
 # Formatting, lints and documentation, each warning an error; licences and sources where cargo-deny is installed.
 lint:

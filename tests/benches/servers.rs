@@ -1,8 +1,22 @@
 //! The servers that the contestants ask, each in processes of its own.
 
-use crate::bare::Axum;
-use crate::kit::postgres::Cluster;
-use crate::kit::server::{Server, Setup};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use sqlx::{Connection as _, PgConnection, SqliteConnection};
+
+use crate::kit::postgres::{Cluster, Database};
+use crate::kit::server::{Server, Setup, expect};
+use crate::load::Target;
+use crate::peers::{self, Peer};
+use crate::{bare, child};
+
+/// Keys of the tenant: the control API allows each of them 200 requests a second.
+const KEYS: usize = 300;
+/// A rule that looks at the context, as most do, and one that rolls out to half of the subjects.
+pub const FLAGS: &str = r#"{"flags":{"express":{"state":"ENABLED","variants":{"on":true,"off":false},
+    "defaultVariant":"off","targeting":{"if":[{"in":[{"var":"country"},["jp","de","fr"]]},
+    {"fractional":[["on",50],["off",50]]}]}},
+    "plain":{"state":"ENABLED","variants":{"on":true,"off":false},"defaultVariant":"on"}}}"#;
 
 /// A kind of server. One of each runs for all contestants that ask it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,12 +27,21 @@ pub enum Kind {
     Sqlite,
     /// `chalet serve` on PostgreSQL, which syncs.
     Postgres,
+    /// Somebody else's.
+    Peer(Peer),
+}
+
+impl Kind {
+    /// Whether it is ours: then a failure of it fails the run.
+    pub fn ours(self) -> bool {
+        matches!(self, Self::Sqlite | Self::Postgres)
+    }
 }
 
 /// A server that runs; it ends when this is dropped.
 pub enum Running {
-    /// axum alone.
-    Axum(Axum),
+    /// Somebody else's.
+    Other(child::Server),
     /// `chalet serve`.
     Chalet(Box<Chalet>),
 }
@@ -26,9 +49,16 @@ pub enum Running {
 /// `chalet serve` with the tenant `acme`; the server ends before its database.
 pub struct Chalet {
     server: Server,
-    /// A key of the tenant.
-    key: String,
-    cluster: Option<Cluster>,
+    keys: Vec<String>,
+    postgres: Option<Postgres>,
+}
+
+/// A cluster with the server's database and an empty one beside it.
+struct Postgres {
+    cluster: Cluster,
+    database: Database,
+    // Another migrated database, for what others do with the same cluster.
+    other: Database,
 }
 
 /// What a server has committed since it started.
@@ -49,47 +79,61 @@ impl Commits {
 
 impl Running {
     /// Start one, with all that the contestants ask it for.
-    pub async fn start(kind: Kind) -> Self {
-        match kind {
-            Kind::Axum => Self::Axum(Axum::start()),
+    pub async fn start(kind: Kind) -> Result<Self, String> {
+        Ok(match kind {
+            Kind::Axum => Self::Other(bare::start()?),
             Kind::Sqlite => Self::chalet(Setup::sqlite(), None).await,
             Kind::Postgres => {
                 let cluster = Cluster::start_syncing();
-                Self::chalet(Setup::on(&cluster.database().await), Some(cluster)).await
+                let (database, other) = (cluster.database().await, cluster.database().await);
+                Self::chalet(Setup::on(&database), Some(Postgres { cluster, database, other })).await
             }
-        }
+            Kind::Peer(peer) => Self::Other(peers::start(peer)?),
+        })
     }
 
-    async fn chalet(setup: Setup, cluster: Option<Cluster>) -> Self {
+    async fn chalet(setup: Setup, postgres: Option<Postgres>) -> Self {
         let server = Server::start_with(setup);
         server.unlimited().await;
         let acme = server.tenant("acme").await;
-        acme.deploy("pricing").await;
-        acme.deploy("notes").await;
-        let key = acme.key;
-        Self::Chalet(Box::new(Chalet { server, key, cluster }))
+        for plugin in ["guest-hello", "guest-work", "pricing", "notes"] {
+            acme.deploy(plugin).await;
+        }
+        expect(acme.api(Method::PUT, "/flags").body(FLAGS), StatusCode::OK).await;
+        for key in 1..=10 {
+            let write = json!({ "write": key.to_string() });
+            expect(acme.call(Method::POST, "guest-work", "/").json(&write), StatusCode::OK).await;
+        }
+        let mut keys = vec![acme.key.clone()];
+        while keys.len() < KEYS {
+            keys.push(acme.mint(&["tenant:admin"]).await);
+        }
+        Self::Chalet(Box::new(Chalet { server, keys, postgres }))
     }
 
     /// `http://127.0.0.1:PORT`.
     pub fn url(&self) -> &str {
         match self {
-            Self::Axum(axum) => &axum.url,
+            Self::Other(server) => &server.url,
             Self::Chalet(chalet) => &chalet.server.url,
         }
     }
 
-    /// The key that requests present; axum gets one too, and does not look at it.
-    pub fn key(&self) -> &str {
+    /// Where requests to this path go: with the tenant's key, or with each of its keys in turn. Others get a key too, and
+    /// do not look at it.
+    pub fn targets(&self, path: &str, many_keys: bool) -> Vec<Target> {
+        let with = |key: &str| Target { path: path.to_owned(), key: key.to_owned() };
         match self {
-            Self::Axum(_) => "chalet_0123456789ab_0123456789abcdef0123456789abcdef012345",
-            Self::Chalet(chalet) => &chalet.key,
+            Self::Other(_) => vec![with("chalet_0123456789ab_0123456789abcdef0123456789abcdef012345")],
+            Self::Chalet(chalet) if many_keys => chalet.keys.iter().map(|key| with(key)).collect(),
+            Self::Chalet(chalet) => vec![with(&chalet.keys[0])],
         }
     }
 
     /// The server's process.
     pub fn pid(&self) -> u32 {
         match self {
-            Self::Axum(axum) => axum.pid(),
+            Self::Other(server) => server.pid(),
             Self::Chalet(chalet) => chalet.server.pid(),
         }
     }
@@ -97,8 +141,8 @@ impl Running {
     /// The process of its database, if that is another one.
     pub fn database(&self) -> Option<u32> {
         match self {
-            Self::Axum(_) => None,
-            Self::Chalet(chalet) => chalet.cluster.as_ref().map(Cluster::pid),
+            Self::Other(_) => None,
+            Self::Chalet(chalet) => chalet.postgres.as_ref().map(|postgres| postgres.cluster.pid()),
         }
     }
 
@@ -109,5 +153,43 @@ impl Running {
             commits: chalet.server.metric("chalet_commits_total").await,
             batches: chalet.server.metric("chalet_commit_batches_total").await,
         }
+    }
+
+    /// The number of the tenant's last commit.
+    pub async fn last_commit(&self) -> u64 {
+        let Self::Chalet(chalet) = self else { return 0 };
+        let seq = "select seq from heads where tenant_id = (select id from tenants where name = 'acme')";
+        let found: Result<i64, sqlx::Error> = match &chalet.postgres {
+            None => {
+                let url = format!("sqlite://{}?mode=ro", chalet.file());
+                let mut connection = SqliteConnection::connect(&url).await.expect("the server's file opens");
+                sqlx::query_scalar(seq).fetch_one(&mut connection).await
+            }
+            Some(postgres) => {
+                let mut connection = PgConnection::connect(&postgres.database.admin_url).await.expect("it answers");
+                sqlx::query_scalar(seq).fetch_one(&mut connection).await
+            }
+        };
+        found.expect("the tenant has a head") as u64
+    }
+
+    /// The server itself, if it is ours.
+    pub fn ours(&self) -> Option<&Chalet> {
+        match self {
+            Self::Other(_) => None,
+            Self::Chalet(chalet) => Some(chalet),
+        }
+    }
+}
+
+impl Chalet {
+    /// The SQLite file.
+    pub fn file(&self) -> String {
+        self.server.data.path().join("chalet.sqlite").display().to_string()
+    }
+
+    /// The databases of PostgreSQL as their superuser: the server's and the other one.
+    pub fn urls(&self) -> Option<(&str, &str)> {
+        self.postgres.as_ref().map(|postgres| (&postgres.database.admin_url[..], &postgres.other.admin_url[..]))
     }
 }

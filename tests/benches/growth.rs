@@ -1,0 +1,208 @@
+//! What a request costs as tenants and keys become many: the part of the scoreboard that takes long.
+//!
+//! Every tenant has a plugin of its own. Its bytes differ, so that no code is shared. Keys are put into the database by
+//! SQL while the server is stopped, as copies of a row that a plugin wrote.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+use sqlx::{Connection as _, SqliteConnection};
+
+use crate::bare;
+use crate::child;
+use crate::kit::guests::numbered;
+use crate::kit::process::{cpu, descriptors, resident_mib};
+use crate::kit::server::Server;
+use crate::load::{self, RANDOM, Request, Spread, Target};
+use crate::say;
+
+/// Connections of the loads.
+const CONNECTIONS: u32 = 32;
+
+/// What one load at one size showed.
+struct Point {
+    what: String,
+    per_second: f64,
+    of_bare: f64,
+    cpu_us: f64,
+    p99_ms: f64,
+    resident_mib: f64,
+}
+
+/// All of it, as Markdown.
+pub async fn run(tenants: usize, keys: u64, rounds: usize, duration: Duration) -> String {
+    let bare = bare::start().expect("the yardstick starts");
+    let mut text = of_tenants(&bare, tenants, rounds, duration).await;
+    text += &of_keys(&bare, keys, rounds, duration).await;
+    text
+}
+
+/// Sizes up to the last one, ten times as large each.
+fn sizes(first: u64, last: u64) -> Vec<u64> {
+    let mut sizes: Vec<u64> =
+        std::iter::successors(Some(first), |size| size.checked_mul(10)).take_while(|size| *size < last).collect();
+    sizes.push(last);
+    sizes
+}
+
+async fn of_tenants(bare: &child::Server, tenants: usize, rounds: usize, duration: Duration) -> String {
+    let mut server = Server::start();
+    server.unlimited().await;
+    let mut targets = Vec::new();
+    let mut points = Vec::new();
+    for size in sizes(1, tenants as u64) {
+        while targets.len() < size as usize {
+            targets.push(tenant(&server, targets.len()).await);
+            if targets.len() % 100 == 0 {
+                say(&format!("{} of {tenants} tenants", targets.len()));
+            }
+        }
+        let request = Request::get(&targets[0].path).answers(bare::HELLO);
+        points.push(point(format!("{size} tenants"), bare, &server, &targets, &request, rounds, duration).await);
+    }
+
+    server.kill();
+    let started = Instant::now();
+    server.crash_and_restart();
+    let ready = started.elapsed();
+    let (idle_mib, open) = (resident_mib(server.pid()), descriptors(server.pid()));
+    let mut first = Vec::new();
+    for target in &targets {
+        let started = Instant::now();
+        let answer = server.http.get(format!("{}{}", server.url, target.path)).bearer_auth(&target.key).send().await;
+        assert_eq!(answer.expect("an answer").status(), StatusCode::OK, "{}", target.path);
+        first.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    first.sort_unstable_by(f64::total_cmp);
+    let used_mib = resident_mib(server.pid());
+    let mut text = format!("### Tenants, each with a plugin of its own\n\n{}\n", table(&points));
+    text += &format!(
+        "After a restart with {} tenants: ready after {:.0} ms, {idle_mib:.0} MiB and {open} descriptors. The first answer of a \
+         plugin takes {:.2} ms at the median and {:.2} ms at the 99th of 100; with each of them called once the process has \
+         {used_mib:.0} MiB and {} descriptors, which is {:.0} KiB a plugin.\n\n",
+        targets.len(),
+        ready.as_secs_f64() * 1e3,
+        first[first.len() / 2],
+        first[first.len() * 99 / 100],
+        descriptors(server.pid()),
+        (used_mib - idle_mib) * 1024.0 / targets.len() as f64,
+    );
+    text
+}
+
+/// A tenant with a version of `guest-hello` that nobody else has.
+async fn tenant(server: &Server, n: usize) -> Target {
+    let name = format!("tenant-{n}");
+    patiently(|| server.admin(Method::POST, "/v1/tenants").json(&json!({ "id": name }))).await;
+    let key = json!({ "name": "bench", "scopes": ["tenant:admin"] });
+    let made = patiently(|| server.admin(Method::POST, &format!("/v1/tenants/{name}/keys")).json(&key)).await;
+    let key = made["key"].as_str().expect("the key is shown once").to_owned();
+    let version = format!("1.{n}.0");
+    let plugin = format!("{}/v1/tenants/{name}/plugins/guest-hello", server.url);
+    let component = numbered("guest-hello", &version);
+    let upload = || server.http.put(&plugin).header("content-type", "application/wasm").body(component.clone());
+    patiently(|| upload().bearer_auth(&key)).await;
+    patiently(|| server.http.post(format!("{plugin}/versions/{version}/approve")).bearer_auth(&key)).await;
+    let release = json!({ "version": version });
+    patiently(|| server.http.post(format!("{plugin}/release")).bearer_auth(&key).json(&release)).await;
+    Target { path: format!("/t/{name}/guest-hello/"), key }
+}
+
+/// Send a request that must succeed, and wait where the control API's limit says so.
+async fn patiently(request: impl Fn() -> RequestBuilder) -> Value {
+    loop {
+        let answer = request().send().await.expect("an answer");
+        let status = answer.status();
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        }
+        let body = answer.text().await.expect("text");
+        assert!(status.is_success(), "{status}: {body}");
+        return serde_json::from_str(&body).unwrap_or(Value::Null);
+    }
+}
+
+async fn of_keys(bare: &child::Server, keys: u64, rounds: usize, duration: Duration) -> String {
+    let mut server = Server::start();
+    server.unlimited().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-work").await;
+    let key = acme.key.clone();
+    patiently(|| acme.call(Method::POST, "guest-work", "/").json(&json!({ "write": "000000000000" }))).await;
+    let targets = vec![Target { path: "/t/acme/guest-work/".into(), key }];
+    let mut points = Vec::new();
+    for size in sizes(1_000, keys) {
+        server.kill();
+        say(&format!("writing {size} keys"));
+        fill(&server, size).await;
+        server.crash_and_restart();
+        for (what, body) in [
+            ("two reads", format!(r#"{{"reads":["{RANDOM}","{RANDOM}"]}}"#)),
+            ("a read and a write", format!(r#"{{"reads":["{RANDOM}"],"write":"{RANDOM}"}}"#)),
+        ] {
+            let request = Request { random_below: size, ..Request::post(&targets[0].path, body) };
+            let what = format!("{size} keys, {what} at random");
+            points.push(point(what, bare, &server, &targets, &request, rounds, duration).await);
+        }
+    }
+    format!("### Keys of one tenant, SQLite\n\n{}\n", table(&points))
+}
+
+/// Let there be so many entries.
+async fn fill(server: &Server, size: u64) {
+    let url = format!("sqlite://{}", server.data.path().join("chalet.sqlite").display());
+    let mut file = SqliteConnection::connect(&url).await.expect("the server's file opens");
+    let copies = "insert or ignore into rows (tenant_id, space, key, counter, version, expires_at_ms, value) \
+        with recursive numbers (n) as (select 0 union all select n + 1 from numbers where n < $1 - 1) \
+        select tenant_id, space, cast(printf('%012d', n) as blob), counter, version, expires_at_ms, value from numbers, \
+        (select * from rows where space = 'kv/data' and key = cast('000000000000' as blob))";
+    sqlx::query(copies).bind(size as i64).execute(&mut file).await.expect("copies of a row that is there");
+    let there: i64 = sqlx::query_scalar("select count(*) from rows where space = 'kv/data'")
+        .fetch_one(&mut file)
+        .await
+        .expect("they are counted");
+    assert!(there as u64 >= size, "{there} rows are fewer than {size}");
+}
+
+async fn point(
+    what: String,
+    bare: &child::Server,
+    server: &Server,
+    targets: &[Target],
+    request: &Request,
+    rounds: usize,
+    duration: Duration,
+) -> Point {
+    let hello = [Target { path: "/".into(), key: targets[0].key.clone() }];
+    let yardstick = Request::get("/").answers(bare::HELLO);
+    let mut found = Vec::new();
+    for round in 0..=rounds {
+        let roof = load::run(&bare.url, &hello, Spread::Even, &yardstick, CONNECTIONS, duration).expect("axum answers");
+        let before = cpu(server.pid());
+        let own = load::run(&server.url, targets, Spread::Zipf, request, CONNECTIONS, duration);
+        let own = own.unwrap_or_else(|why| panic!("{what}: {why}"));
+        let cpu_us = (cpu(server.pid()) - before).as_secs_f64() * 1e6 / own.requests as f64;
+        let per_second = own.requests as f64 / own.seconds;
+        let of_bare = per_second / (roof.requests as f64 / roof.seconds);
+        say(&format!("round {round} of {rounds}: {per_second:8.0}/s {cpu_us:6.1} us  {what}"));
+        if round > 0 {
+            found.push((of_bare, per_second, cpu_us, own.p99_ms));
+        }
+    }
+    found.sort_unstable_by(|one, other| one.0.total_cmp(&other.0));
+    let (of_bare, per_second, cpu_us, p99_ms) = found[found.len() / 2];
+    Point { what, per_second, of_bare, cpu_us, p99_ms, resident_mib: resident_mib(server.pid()) }
+}
+
+fn table(points: &[Point]) -> String {
+    let mut text = String::from(
+        "| size | requests/s | of bare axum | CPU us a request | p99 ms | resident MiB |\n|---|--:|--:|--:|--:|--:|\n",
+    );
+    for Point { what, per_second, of_bare, cpu_us, p99_ms, resident_mib } in points {
+        text +=
+            &format!("| {what} | {per_second:.0} | {of_bare:.3} | {cpu_us:.1} | {p99_ms:.2} | {resident_mib:.0} |\n");
+    }
+    text
+}
