@@ -48,6 +48,7 @@ prepare-bench:
 lint:
 	cargo fmt --all --check
 	cd tests/guests && cargo fmt --all --check
+	cd tests/benches/peers && cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy $(GUESTS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
@@ -57,6 +58,7 @@ lint:
 fmt:
 	cargo fmt --all
 	cd tests/guests && cargo fmt --all
+	cd tests/benches/peers && cargo fmt --all
 
 prepare:
 	@tests/prepare.sh nginx haproxy

@@ -96,6 +96,11 @@ impl Work {
         }
     }
 
+    /// Whether it is ours: then a failure of it fails the run.
+    pub fn ours(&self) -> bool {
+        matches!(self, Self::Http { server: Kind::Sqlite | Kind::Postgres, .. })
+    }
+
     /// The contestant who has to go before.
     fn after(&self) -> Option<&'static str> {
         match self {

@@ -191,7 +191,7 @@ impl<'c> Run<'c> {
     /// Take a contestant out.
     fn remove(&mut self, contestant: &Contestant, why: String) {
         say(&format!("{}: {why}", contestant.name));
-        self.failed |= contestant.work.server().ours();
+        self.failed |= contestant.work.ours();
         self.out.push(contestant.name);
         self.board.remove(contestant, why);
     }

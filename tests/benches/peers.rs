@@ -3,9 +3,11 @@
 //! A peer that cannot be had is no failure of ours: whoever asks for it is told why, and what would help. Rust programs
 //! are built from the workspace `peers`, on demand and at the lowest priority, into the cache folder of `chalet build`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 use chalet::cli::toolchain;
 
@@ -53,9 +55,14 @@ pub fn start(peer: Peer) -> Result<child::Server, String> {
 }
 
 /// The program of a package of the workspace `peers`, built when it is not yet.
-pub fn program(package: &str) -> Result<PathBuf, String> {
-    cargo(package, &["--release"], |_| {})?;
-    Ok(cache()?.join("target/release").join(package))
+pub fn program(package: &'static str) -> Result<PathBuf, String> {
+    static ASKED: Mutex<BTreeMap<&str, Result<PathBuf, String>>> = Mutex::new(BTreeMap::new());
+    let mut asked = ASKED.lock().expect("nobody panicked with the lock");
+    let build = || {
+        cargo(package, &["--release"], |_| {})?;
+        Ok(cache()?.join("target/release").join(package))
+    };
+    asked.entry(package).or_insert_with(build).clone()
 }
 
 /// The same of a guest: a component if a linker makes one of it, or else a core module.

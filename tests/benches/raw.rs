@@ -12,6 +12,9 @@ use crate::kit::process::cpu;
 use crate::peers;
 use crate::servers::Running;
 
+/// What pgbench needs to connect and to commit.
+const SHORTEST: Duration = Duration::from_secs(3);
+
 /// What contestants committed when they were loaded last, by name.
 pub type Committed = HashMap<&'static str, Commits>;
 
@@ -47,7 +50,8 @@ pub fn rows(server: &Running, commits: Commits, duration: Duration) -> Result<Fi
     let output = command.output().map_err(|error| error.to_string())?;
     let said = String::from_utf8_lossy(&output.stdout);
     let Ok(Said { requests, seconds }) = serde_json::from_str(&said) else {
-        return Err(format!("peer-raw said {}", String::from_utf8_lossy(&output.stderr)));
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("peer-raw failed: {}", said.lines().find(|line| !line.is_empty()).unwrap_or_default()));
     };
     Ok(figures(server, requests, seconds, Some(batch), before))
 }
@@ -57,6 +61,8 @@ pub fn pgbench(server: &Running, script: Script, connections: u32, duration: Dur
     let chalet = server.ours().ok_or("pgbench needs the cluster of a Chalet server")?;
     let (_, url) = chalet.urls().ok_or("pgbench needs PostgreSQL")?;
     prepare(url)?;
+    // It counts the time that its connections take, too.
+    let duration = duration.max(SHORTEST);
     let (connections, seconds) = (connections.to_string(), duration.as_secs().to_string());
     let mut command = Command::new("pgbench");
     command.args([
@@ -83,7 +89,7 @@ pub fn pgbench(server: &Running, script: Script, connections: u32, duration: Dur
     let before = server.database().map(cpu);
     let said = run(command.arg(url))?;
     let per_second = said.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse::<f64>().ok());
-    let per_second = per_second.ok_or_else(|| format!("pgbench said {said}"))?;
+    let per_second = per_second.ok_or("pgbench committed nothing")?;
     let seconds = duration.as_secs_f64();
     Ok(figures(server, per_second * seconds, seconds, None, before))
 }
@@ -105,7 +111,8 @@ fn run(command: &mut Command) -> Result<String, String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    Err(format!("{name} failed: {}", String::from_utf8_lossy(&output.stderr)))
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{name} failed: {}", said.lines().last().unwrap_or_default()))
 }
 
 fn figures(server: &Running, requests: f64, seconds: f64, batch: Option<f64>, before: Option<Duration>) -> Figures {

@@ -31,13 +31,6 @@ pub enum Kind {
     Peer(Peer),
 }
 
-impl Kind {
-    /// Whether it is ours: then a failure of it fails the run.
-    pub fn ours(self) -> bool {
-        matches!(self, Self::Sqlite | Self::Postgres)
-    }
-}
-
 /// A server that runs; it ends when this is dropped.
 pub enum Running {
     /// Somebody else's.
