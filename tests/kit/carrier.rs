@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 use chalet::services::plugins::manifest::Manifest;
 use wasm_encoder as encode;
 use wasm_encoder::{ComponentSectionId, RawSection};
-use wasmparser::{BinaryReader, CompositeInnerType, ExternalKind, Parser, Payload, TypeRef, ValType};
+use wasmparser::{
+    BinaryReader, CompositeInnerType, ExternalKind, Parser, Payload, TypeRef, ValType, Validator, WasmFeatures,
+};
 
 use crate::kit::guests::root;
 
@@ -27,6 +29,15 @@ pub fn named(component: Vec<u8>, name: &str, version: &str) -> Vec<u8> {
     let mut component = component;
     encode::ComponentSection::append_to_component(&custom, &mut component);
     component
+}
+
+/// Whether a component or module is valid, by what of WebAssembly this host has switched on. A module with several memories
+/// is valid, and refused at the gate.
+pub fn validate(wasm: &[u8]) -> wasmparser::Result<()> {
+    let on =
+        WasmFeatures::WASM2 | WasmFeatures::EXTENDED_CONST | WasmFeatures::MULTI_MEMORY | WasmFeatures::COMPONENT_MODEL;
+    let features = on.difference(WasmFeatures::GC_TYPES);
+    Validator::new_with_features(features).validate_all(wasm).map(drop)
 }
 
 /// Carries a module that is compiled and never instantiated: its imports may be anything.

@@ -177,7 +177,8 @@ impl Server {
     /// Give the plan of new tenants rates that do not stand in the way of a load.
     pub async fn unlimited(&self) {
         let plan = json!({ "requests_per_second": 1_000_000, "request_burst": 1_000_000, "concurrency": 256,
-            "timeout_ms": 10_000, "storage_bytes": 1_u64 << 40, "versions_per_plugin": 1_000_000 });
+            "timeout_ms": 10_000, "storage_bytes": 1_u64 << 40, "versions_per_plugin": 1_000_000,
+            "compile_cpu_seconds_per_hour": 1_000_000 });
         expect(self.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
     }
 

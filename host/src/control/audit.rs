@@ -1,13 +1,13 @@
 //! The audit logs: a tenant's, and the operator's own.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use serde::Deserialize;
 
 use crate::control::Tenant;
 use crate::control::page::{List, Page, next};
 use crate::gateway::Door;
-use crate::gateway::respond::Problem;
+use crate::gateway::extract::Query;
 use crate::kernel::clock::parse_rfc3339;
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::TenantScope;
@@ -31,7 +31,7 @@ pub(super) struct Question {
 /// What was changed and denied in the tenant, the latest first. A page may have fewer records than there are, and
 /// still a `next`.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/audit", tag = "audit", params(("tenant" = String, Path), Question),
-    responses((status = 200, body = List<Record>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<Record>)))]
 pub(super) async fn list(
     State(door): State<Door>,
     Tenant(scope): Tenant,
@@ -42,21 +42,21 @@ pub(super) async fn list(
 
 /// What was changed and denied on the operator's routes, the latest first.
 #[utoipa::path(get, path = "/v1/audit", tag = "audit", params(Question),
-    responses((status = 200, body = List<Record>), (status = "default", body = Problem)))]
+    responses((status = 200, body = List<Record>)))]
 pub(super) async fn list_platform(State(door): State<Door>, Query(asked): Query<Question>) -> Result<List<Record>> {
     answer(&door, door.directory.platform(), asked).await
 }
 
 /// Whether the tenant's log is whole: no record was changed, removed, put in or moved.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/audit/verify", tag = "audit", params(("tenant" = String, Path)),
-    responses((status = 200, body = Verified), (status = "default", body = Problem)))]
+    responses((status = 200, body = Verified)))]
 pub(super) async fn verify(State(door): State<Door>, Tenant(scope): Tenant) -> Result<Json<Verified>> {
     Ok(Json(door.audit.verify(&scope).await?))
 }
 
 /// Whether the operator's log is whole.
 #[utoipa::path(get, path = "/v1/audit/verify", tag = "audit",
-    responses((status = 200, body = Verified), (status = "default", body = Problem)))]
+    responses((status = 200, body = Verified)))]
 pub(super) async fn verify_platform(State(door): State<Door>) -> Result<Json<Verified>> {
     Ok(Json(door.audit.verify(door.directory.platform()).await?))
 }
