@@ -110,6 +110,8 @@ struct World {
 #[derive(Debug, Default)]
 struct Found {
     leaks: Vec<String>,
+    /// Markers that each tenant's keys ever sent.
+    sent: BTreeMap<usize, BTreeSet<(usize, &'static str)>>,
     /// Requests of each kind, and those that were answered with success.
     asked: BTreeMap<String, (usize, usize)>,
     /// Places whose markers came to their owner without being in the request.
@@ -128,9 +130,16 @@ impl World {
 
     /// `bytes` came to `reader`, who had sent `given`.
     fn judge(&self, what: &str, reader: Option<usize>, given: &[u8], bytes: &[u8]) {
-        let given = self.markers(given);
+        let mut given = self.markers(given);
         let came = self.markers(bytes);
         let mut found = self.found.lock().expect("no panic");
+        if let Some(reader) = reader {
+            found.sent.entry(reader).or_default().extend(&given);
+            // A log of denials says what was asked for, in the asker's own words.
+            if what.contains("/audit") {
+                given.extend(&found.sent[&reader]);
+            }
+        }
         found.bytes += bytes.len();
         for (owner, place) in came.difference(&given) {
             if reader == Some(*owner) && *place != MEMORY {

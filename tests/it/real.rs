@@ -149,8 +149,21 @@ async fn greets(engine: Engine, language: &str, component: &Path) {
     let server = engine.server().await;
     large(&server).await;
     let acme = server.tenant("acme").await;
-    let manifest =
-        "name = \"greet\"\nversion = \"1.0.0\"\n[http]\nroutes = [\"ANY /{*rest}\"]\n[grants]\nkv = [\"visits\"]";
+    // Its tool imports all that the contract has, needed or not; and nothing may be imported of which nothing is granted.
+    let manifest = r#"
+        name = "greet"
+        version = "1.0.0"
+        [http]
+        routes = ["ANY /{*rest}"]
+        [grants]
+        kv = ["visits"]
+        config = ["unused"]
+        meters = ["unused"]
+        limits = ["unused"]
+        flags = ["unused"]
+        secrets = ["UNUSED"]
+        egress = ["unused.example"]
+    "#;
     let component = std::fs::read(component).expect("it was just made");
     let component = build::embed(component, &Manifest::from_toml(manifest).expect("a manifest")).expect("embedded");
     acme.deploy_bytes("greet", component).await;

@@ -65,7 +65,12 @@ fn bombs() -> Vec<(&'static str, &'static str, String)> {
         ("a function of 1 MiB", "function_bytes", module(&format!("(func {})", "nop ".repeat(1 << 20)))),
         ("20,001 functions", "functions", module(&"(func)".repeat(20_001))),
         ("a memory of 64 MiB and a page", "memory_bytes", module("(memory 1025)")),
-        ("two memories of 40 MiB", "memory_bytes", module("(memory 640) (memory 640)")),
+        (
+            "two memories of 40 MiB",
+            "memory_bytes",
+            "(component (core module (memory 640)) (core module (memory 640)))".into(),
+        ),
+        ("two memories of a module", "memories", module("(memory 1) (memory 1)")),
         ("a table of 20,001", "table_elements", module("(table 20001 funcref)")),
         (
             "90,000 data segments",
