@@ -58,9 +58,6 @@ pub(super) fn complete(mut openapi: OpenApi) -> OpenApi {
     for item in openapi.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {
-            // Handlers of different nouns have the same names.
-            let noun = operation.tags.iter().flatten().next().map_or("", String::as_str);
-            operation.operation_id = operation.operation_id.as_ref().map(|name| format!("{noun}_{name}"));
             for (status, when) in PROBLEMS {
                 let answers = operation
                     .responses

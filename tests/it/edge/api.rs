@@ -242,7 +242,9 @@ async fn text_that_is_taken_for_something_else_breaks_nothing(engine: Engine) {
         let answer = request.send().await.unwrap_or_else(|error| panic!("{what} got no answer: {error}"));
         let (status, kind) = (answer.status(), answer.headers().get("content-type").cloned());
         let text = answer.text().await.unwrap_or_default();
-        assert!(!status.is_server_error(), "{what} answered {status}: {text}");
+        // What costs much is refused when several ask for it.
+        let shed = status == StatusCode::SERVICE_UNAVAILABLE && text.contains("\"overloaded\"");
+        assert!(!status.is_server_error() || shed, "{what} answered {status}: {text}");
         assert!(started.elapsed() < SLEEP, "{what} took {:?}", started.elapsed());
         let problem = kind.is_some_and(|kind| kind == "application/problem+json");
         assert!(!status.is_client_error() || problem || what.contains("/ofrep/"), "{what} answered {status}: {text}");
@@ -369,7 +371,7 @@ async fn schemathesis(server: &Server, document: &str, key: &str, paths: &str, s
         .args(["--header", &format!("Authorization: Bearer {key}"), "--include-path-regex", paths])
         // A stream that never ends, what would take away what the others need, and bytes that it cannot make up.
         .args(
-            ["invocations_logs", "tenants_delete", "plugins_upload"]
+            ["invocations.logs", "tenants.delete", "plugins.upload"]
                 .iter()
                 .flat_map(|id| ["--exclude-operation-id", id]),
         )

@@ -34,8 +34,9 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const ROOM_BYTES: u64 = 2 << 30;
 /// Modules before memory and descriptors are first looked at, so that pools and caches are filled.
 const WARM: usize = 300;
-/// How much more memory than then a batch may have at its end. A module that left a kilobyte behind would be seen.
-const LEFT_MIB: f64 = 48.0;
+/// How much more memory than then a batch may have at its end: what the allocator keeps of the largest compilations. A
+/// module that left some kilobytes behind would be seen.
+const LEFT_MIB: f64 = 128.0;
 
 /// Which seeds, and what shall go wrong.
 #[derive(Clone, Debug)]

@@ -233,6 +233,7 @@ fn api(world: &World, random: &mut StdRng, own: &Own, by: Credential, n: usize) 
     // Operators' routes are asked for by operators, but for one in four, who is refused.
     let platform = matches!(method, "post" | "get") && template == "/v1/tenants"
         || template.starts_with("/v1/plans")
+        || template.starts_with("/v1/audit")
         || matches!(method, "patch" | "delete") && template == "/v1/tenants/{tenant}";
     let by = if platform && random.random_ratio(3, 4) { Credential::Operator } else { by };
     let named = if platform { format!("spare-{}", random.random_range(0..3)) } else { own.name.to_owned() };
