@@ -19,11 +19,13 @@ enum Wanted {
 }
 
 impl Goal {
-    fn at_least(work: &'static str, wanted: f64, unit: &'static str, reached: Option<f64>) -> Self {
+    /// This and more is wanted.
+    pub fn at_least(work: &'static str, wanted: f64, unit: &'static str, reached: Option<f64>) -> Self {
         Self { work, wanted: Wanted::AtLeast(wanted), unit, reached }
     }
 
-    fn at_most(work: &'static str, wanted: f64, unit: &'static str, reached: Option<f64>) -> Self {
+    /// This and less is wanted.
+    pub fn at_most(work: &'static str, wanted: f64, unit: &'static str, reached: Option<f64>) -> Self {
         Self { work, wanted: Wanted::AtMost(wanted), unit, reached }
     }
 
