@@ -54,8 +54,7 @@ pub struct Ratio {
 
 impl Row {
     fn median(&self, of: impl Fn(&Figures) -> Option<f64>) -> Option<f64> {
-        let found = sorted(self.rounds.iter().filter_map(of));
-        found.get(found.len() / 2).copied()
+        median(self.rounds.iter().filter_map(of))
     }
 }
 
@@ -155,8 +154,14 @@ impl Board {
     }
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
+/// The one in the middle.
+pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let values = sorted(values);
+    values.get(values.len() / 2).copied()
+}
+
+fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_unstable_by(f64::total_cmp);
     values
 }

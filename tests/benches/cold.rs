@@ -5,6 +5,7 @@ use std::time::Instant;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::board::median;
 use crate::kit::guests::numbered;
 use crate::kit::server::{Server, Tenant, expect};
 
@@ -72,7 +73,8 @@ pub async fn run() -> Cold {
         call(&acme).await;
         warm.push(milliseconds(started));
     }
-    Cold { upload_ms: median(uploads), component_kb, restart_ms, known_ms: median(known), warm_ms: median(warm) }
+    let middle = |times: Vec<f64>| median(times).expect("there are plugins");
+    Cold { upload_ms: middle(uploads), component_kb, restart_ms, known_ms: middle(known), warm_ms: middle(warm) }
 }
 
 async fn call(acme: &Tenant<'_>) {
@@ -83,9 +85,4 @@ async fn call(acme: &Tenant<'_>) {
 
 fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -254,6 +254,12 @@ pub fn all() -> Vec<Contestant> {
         service("ofrep", "**Chalet**, a flag over OFREP", "bare-post", many(Kind::Sqlite, ofrep, false)),
         service("usage", "**Chalet**, 100 usage events, SQLite", "usage", many(Kind::Sqlite, events(), true)),
         service(
+            "usage-rows",
+            "the rows of 100 usage events, the same batches, SQLite",
+            "usage",
+            Work::Rows { server: Kind::Sqlite, of: "usage" },
+        ),
+        service(
             "usage-postgres",
             "**Chalet**, 100 usage events, PostgreSQL",
             "usage-postgres",

@@ -11,6 +11,7 @@ use sqlx::{Connection as _, SqliteConnection};
 
 use crate::bare;
 use crate::child;
+use crate::goals::{self, Goal};
 use crate::kit::guests::numbered;
 use crate::kit::process::{cpu, descriptors, resident_mib};
 use crate::kit::server::Server;
@@ -33,9 +34,16 @@ struct Point {
 /// All of it, as Markdown.
 pub async fn run(tenants: usize, keys: u64, rounds: usize, duration: Duration) -> String {
     let bare = bare::start().expect("the yardstick starts");
-    let mut text = of_tenants(&bare, tenants, rounds, duration).await;
-    text += &of_keys(&bare, keys, rounds, duration).await;
-    text
+    let mut goals = Vec::new();
+    let of_tenants = of_tenants(&bare, tenants, rounds, duration, &mut goals).await;
+    let of_keys = of_keys(&bare, keys, rounds, duration, &mut goals).await;
+    format!("## Goals\n\n{}\n## Measured\n\n{of_tenants}{of_keys}", goals::markdown(&goals))
+}
+
+/// How many times as much CPU the last of these takes as the first.
+fn growth<'p>(mut points: impl Iterator<Item = &'p Point>) -> Option<f64> {
+    let first = points.next()?;
+    Some(points.last()?.cpu_us / first.cpu_us)
 }
 
 /// Sizes up to the last one, ten times as large each.
@@ -46,7 +54,13 @@ fn sizes(first: u64, last: u64) -> Vec<u64> {
     sizes
 }
 
-async fn of_tenants(bare: &child::Server, tenants: usize, rounds: usize, duration: Duration) -> String {
+async fn of_tenants(
+    bare: &child::Server,
+    tenants: usize,
+    rounds: usize,
+    duration: Duration,
+    goals: &mut Vec<Goal>,
+) -> String {
     let mut server = Server::start();
     server.unlimited().await;
     let mut targets = Vec::new();
@@ -59,7 +73,7 @@ async fn of_tenants(bare: &child::Server, tenants: usize, rounds: usize, duratio
             }
         }
         let request = Request::get(&targets[0].path).answers(bare::HELLO);
-        points.push(point(format!("{size} tenants"), bare, &server, &targets, &request, rounds, duration).await);
+        points.push(point(format!("tenants: {size}"), bare, &server, &targets, &request, rounds, duration).await);
     }
 
     server.kill();
@@ -76,17 +90,24 @@ async fn of_tenants(bare: &child::Server, tenants: usize, rounds: usize, duratio
     }
     first.sort_unstable_by(f64::total_cmp);
     let used_mib = resident_mib(server.pid());
+    let plugin_kib = (used_mib - idle_mib) * 1024.0 / targets.len() as f64;
+    let last = points.last().map(|point| point.of_bare);
+    goals.extend([
+        Goal::at_most("start with all tenants", 5.0, "s", Some(ready.as_secs_f64())),
+        Goal::at_most("memory of a plugin that was called once", 64.0, "KiB", Some(plugin_kib)),
+        Goal::at_least("hello world of all tenants, under a Zipf spread", 0.30, "of bare axum", last),
+        Goal::at_most("CPU a request, all tenants", 1.5, "times one tenant", growth(points.iter())),
+    ]);
     let mut text = format!("### Tenants, each with a plugin of its own\n\n{}\n", table(&points));
     text += &format!(
         "After a restart with {} tenants: ready after {:.0} ms, {idle_mib:.0} MiB and {open} descriptors. The first answer of a \
          plugin takes {:.2} ms at the median and {:.2} ms at the 99th of 100; with each of them called once the process has \
-         {used_mib:.0} MiB and {} descriptors, which is {:.0} KiB a plugin.\n\n",
+         {used_mib:.0} MiB and {} descriptors, which is {plugin_kib:.0} KiB a plugin.\n\n",
         targets.len(),
         ready.as_secs_f64() * 1e3,
         first[first.len() / 2],
         first[first.len() * 99 / 100],
         descriptors(server.pid()),
-        (used_mib - idle_mib) * 1024.0 / targets.len() as f64,
     );
     text
 }
@@ -124,7 +145,7 @@ async fn patiently(request: impl Fn() -> RequestBuilder) -> Value {
     }
 }
 
-async fn of_keys(bare: &child::Server, keys: u64, rounds: usize, duration: Duration) -> String {
+async fn of_keys(bare: &child::Server, keys: u64, rounds: usize, duration: Duration, goals: &mut Vec<Goal>) -> String {
     let mut server = Server::start();
     server.unlimited().await;
     let acme = server.tenant("acme").await;
@@ -143,10 +164,15 @@ async fn of_keys(bare: &child::Server, keys: u64, rounds: usize, duration: Durat
             ("a read and a write", format!(r#"{{"reads":["{RANDOM}"],"write":"{RANDOM}"}}"#)),
         ] {
             let request = Request { random_below: size, ..Request::post(&targets[0].path, body) };
-            let what = format!("{size} keys, {what} at random");
+            let what = format!("keys: {size}, {what} at random");
             points.push(point(what, bare, &server, &targets, &request, rounds, duration).await);
         }
     }
+    let of = |what: &'static str| growth(points.iter().filter(move |point| point.what.contains(what)));
+    goals.extend([
+        Goal::at_most("CPU of two reads, all keys", 3.0, "times 1,000 keys", of("two reads")),
+        Goal::at_most("CPU of a read and a write, all keys", 3.0, "times 1,000 keys", of("a read and a write")),
+    ]);
     format!("### Keys of one tenant, SQLite\n\n{}\n", table(&points))
 }
 

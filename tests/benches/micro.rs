@@ -14,6 +14,7 @@ use chalet::services::limits::{Authority as _, Bucket, Limits, Memory, Quota, Ta
 use futures_util::FutureExt as _;
 use serde_json::json;
 
+use crate::board::median;
 use crate::child::{self, free_port};
 use crate::kit::store::Bench;
 use crate::peers;
@@ -55,9 +56,7 @@ impl Micro {
 
     /// The median of the rounds.
     pub fn median(&self, name: &str) -> Option<f64> {
-        let mut rounds = self.rounds.iter().find(|(own, _)| own == name)?.1.clone();
-        rounds.sort_unstable_by(f64::total_cmp);
-        rounds.get(rounds.len() / 2).copied()
+        median(self.rounds.iter().find(|(own, _)| own == name)?.1.clone())
     }
 
     /// How many times as long the second takes.

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::board::median;
 use crate::kit::server::Server;
 use crate::load::{self, Request, Spread, Target};
 use crate::{peers, say, steady};
@@ -26,7 +27,7 @@ impl Neighbours {
     /// How many times as long an answer takes beside the flood.
     pub fn times(&self, what: &str) -> Option<f64> {
         let (_, alone, beside) = self.rows.iter().find(|(own, ..)| *own == what)?;
-        median(alone.iter().zip(beside).map(|(alone, beside)| beside / alone).collect())
+        median(alone.iter().zip(beside).map(|(alone, beside)| beside / alone))
     }
 
     /// The table.
@@ -45,11 +46,6 @@ impl Neighbours {
         }
         text
     }
-}
-
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
 }
 
 /// Measure them on a server of its own, on SQLite.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::board::median;
 use crate::contestants::{Contestant, Work};
 use crate::load::{Request, Target};
 use crate::peers;
@@ -58,8 +59,7 @@ impl Steady {
     pub fn added_ms(&self, name: &str) -> Option<(f64, f64)> {
         let own = self.rows.iter().find(|row| row.name == name)?;
         let other = self.rows.iter().find(|row| row.name == own.beside)?;
-        let added =
-            |own: &[f64], other: &[f64]| median(own.iter().zip(other).map(|(own, other)| own - other).collect());
+        let added = |own: &[f64], other: &[f64]| median(own.iter().zip(other).map(|(own, other)| own - other));
         Some((added(&own.p50_ms, &other.p50_ms)?, added(&own.p99_ms, &other.p99_ms)?))
     }
 
@@ -86,11 +86,6 @@ impl Steady {
         }
         text
     }
-}
-
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
 }
 
 /// Measure those of these contestants that are of interest, in turn.
