@@ -21,6 +21,7 @@ mod usage;
 mod webhooks;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -262,7 +263,7 @@ fn plain(headers: &HeaderMap) -> Result<()> {
     Err(Error::new(Kind::Invalid, "unsupported_media_type", "send the body without a content encoding"))
 }
 
-async fn identify(door: &Door, peer: SocketAddr, headers: &HeaderMap) -> Result<Principal> {
+async fn identify(door: &Door, peer: SocketAddr, headers: &HeaderMap) -> Result<Arc<Principal>> {
     let principal = door.credentials.authenticate(headers, peer).await?;
     door.limits.host("control", &principal.key, CONTROL).await?.error().map_or(Ok(()), Err)?;
     Ok(principal)
@@ -313,7 +314,7 @@ struct Tenant(TenantScope);
 /// Who calls, from where, for what.
 #[derive(Clone, Debug)]
 struct Caller {
-    principal: Principal,
+    principal: Arc<Principal>,
     rule: Rule,
     peer: SocketAddr,
 }

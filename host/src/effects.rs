@@ -114,6 +114,8 @@ pub struct Batching {
     pub mixed: bool,
     /// Whether this process is the only one that writes, so that its cache is always current.
     pub exclusive: bool,
+    /// Whether a commit blocks its thread, so that a lane needs one of its own.
+    pub blocking: bool,
 }
 
 /// One transaction: a snapshot of a tenant's rows, and the changes staged on it.

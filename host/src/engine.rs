@@ -36,10 +36,12 @@ pub(crate) use self::compile::tests::worker as test_worker;
 pub use self::compile::{WORKER_ARGUMENT, worker_main};
 pub use self::config::Config;
 pub use self::confine::Confinement;
+use self::config::Start;
 use self::guest::Guest;
 pub use self::inspect::{Class, Digest, Inspection};
 pub use self::program::Program;
 pub use self::run::{Failure, Spent};
+use crate::kernel::cache::Cache;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::TenantScope;
@@ -69,14 +71,13 @@ pub struct Capability {
 pub struct Engine(Arc<Inner>);
 
 struct Inner {
-    wasmtime: wasmtime::Engine,
-    linker: Linker<Guest>,
+    /// In the order of [`Start::ALL`].
+    pools: [Pool; 2],
     interfaces: Vec<&'static str>,
-    cache: cache::Cache,
     compiler: compile::Compiler,
     budget: budget::Budget,
     rejected: Mutex<BTreeMap<&'static str, u64>>,
-    programs: moka::sync::Cache<Digest, Arc<Program>>,
+    programs: Cache<Digest, Arc<Program>>,
     /// By the gate under a class's bounds, or by the compiler, which has no classes. Nothing of a tenant stands in it:
     /// the same bytes get the same answer from whomever they come.
     refusals: moka::sync::Cache<(Digest, Option<Class>), Arc<Error>>,
@@ -88,11 +89,16 @@ struct Inner {
     runtime: Option<Runtime>,
 }
 
-impl Engine {
-    /// Start the engine and the guests' runtime. `capabilities` is the list of what guests may import;
-    /// `master` seals precompiled code; `limits` count what compiling costs.
-    pub fn start(config: &Config, capabilities: &[Capability], master: &Master, limits: Arc<Limits>) -> Result<Self> {
-        let wasmtime = config::node(config.slots).map_err(Error::internal)?;
+/// Where the programs run whose instances start alike.
+struct Pool {
+    wasmtime: wasmtime::Engine,
+    linker: Linker<Guest>,
+    cache: cache::Cache,
+}
+
+impl Pool {
+    fn open(start: Start, config: &Config, capabilities: &[Capability], master: &Master) -> Result<Self> {
+        let wasmtime = config::node(config.slots, start).map_err(Error::internal)?;
         let compatibility = config::Compatibility::of(&wasmtime)?;
         let cache =
             cache::Cache::open(&config.cache, config.cache_bytes, master.clone(), compatibility, config.breaks)?;
@@ -100,6 +106,15 @@ impl Engine {
         for capability in capabilities {
             (capability.link)(&mut linker).map_err(Error::internal)?;
         }
+        Ok(Self { wasmtime, linker, cache })
+    }
+}
+
+impl Engine {
+    /// Start the engine and the guests' runtime. `capabilities` is the list of what guests may import;
+    /// `master` seals precompiled code; `limits` count what compiling costs.
+    pub fn start(config: &Config, capabilities: &[Capability], master: &Master, limits: Arc<Limits>) -> Result<Self> {
+        let [copied, mapped] = Start::ALL.map(|start| Pool::open(start, config, capabilities, master));
         // Apart from the HTTP runtime, and looking at timers and new work after every poll: with the defaults
         // four spinning guests on two threads delay a 5 ms timer by 292 ms.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -116,14 +131,12 @@ impl Engine {
             .build()
             .map_err(Error::internal)?;
         Ok(Self(Arc::new(Inner {
-            wasmtime,
-            linker,
+            pools: [copied?, mapped?],
             interfaces: capabilities.iter().map(|capability| capability.interface).collect(),
-            cache,
             compiler: compile::Compiler::new(config.worker.clone(), config.compile_jobs, config.breaks),
             budget: budget::Budget::new(limits),
             rejected: Mutex::default(),
-            programs: moka::sync::Cache::new(config.programs),
+            programs: Cache::new(config.programs),
             refusals: moka::sync::Cache::builder().max_capacity(REFUSALS).time_to_live(REFUSAL_TIME).build(),
             loading: compile::Keyed::default(),
             slots: slots::Slots::new(config.slots as usize),
@@ -148,9 +161,10 @@ impl Engine {
     /// that try more of them than workers could be started. The code is the same that a worker makes.
     #[doc(hidden)]
     pub fn compile_here(&self, wasm: &[u8]) -> Result<Program> {
-        let component = Component::from_binary(&self.0.wasmtime, wasm)
+        let pool = self.0.pool(wasm);
+        let component = Component::from_binary(&pool.wasmtime, wasm)
             .map_err(|error| Error::new(Kind::Invalid, "component_invalid", format!("{error:#}")))?;
-        Program::new(Digest::of(wasm), &component, &self.0.linker)
+        Program::new(Digest::of(wasm), &component, &pool.linker)
     }
 
     /// The program with this digest, if it is mapped already.
@@ -196,10 +210,10 @@ impl Engine {
         if Digest::of(&wasm) != *digest {
             return Err(Error::internal(format!("the stored component {digest} is damaged")));
         }
-        match self.0.compiler.compile(scope, wasm, budget).await {
+        match self.0.compiler.compile(scope, wasm.clone(), budget).await {
             Ok(code) => {
                 let (inner, key) = (self.0.clone(), *digest);
-                tokio::task::spawn_blocking(move || inner.cache.store(&key, &code))
+                tokio::task::spawn_blocking(move || inner.pool(&wasm).cache.store(&key, &code))
                     .await
                     .map_err(Error::internal)??;
             }
@@ -222,8 +236,11 @@ impl Engine {
     async fn map(&self, digest: Digest) -> Result<Option<Arc<Program>>> {
         let inner = self.0.clone();
         let mapped = tokio::task::spawn_blocking(move || {
-            let component = inner.cache.load(&inner.wasmtime, &digest)?;
-            Some(Program::new(digest, &component, &inner.linker))
+            let loaded = |pool: &Pool| {
+                let component = pool.cache.load(&pool.wasmtime, &digest)?;
+                Some(Program::new(digest, &component, &pool.linker))
+            };
+            inner.pools.iter().find_map(loaded)
         })
         .await
         .map_err(Error::internal)?;
@@ -254,8 +271,8 @@ impl Engine {
     }
 
     /// Programs that are mapped now.
-    pub fn programs(&self) -> u64 {
-        self.0.programs.entry_count()
+    pub fn programs(&self) -> usize {
+        self.0.programs.len()
     }
 
     /// Guests that wait for their turn to compute.
@@ -292,6 +309,11 @@ pub async fn try_worker() -> Result<Confinement> {
 }
 
 impl Inner {
+    /// Where a component runs.
+    fn pool(&self, wasm: &[u8]) -> &Pool {
+        &self.pools[Start::of(wasm) as usize]
+    }
+
     /// The gate, which looks at the same bytes once.
     fn inspect(&self, wasm: &[u8], class: Class) -> Result<Inspection> {
         let digest = Digest::of(wasm);

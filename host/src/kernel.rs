@@ -1,6 +1,7 @@
 //! What everything else stands on: errors, time, ids, tenants, encryption and databases.
 
 pub mod breaks;
+pub(crate) mod cache;
 pub mod clock;
 pub mod db;
 pub mod error;

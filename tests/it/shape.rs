@@ -42,6 +42,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "services/sweep.rs",
         ],
     ),
+    ("rusqlite", &["effects/sqlite.rs"]),
+    ("quick_cache", &["kernel/cache.rs"]),
 ];
 
 /// Files that may make a `TenantScope`: the directory, which authentication, tasks and tenant creation ask,

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use crate::effects::Breaks;
 use crate::effects::row::{Key, Row, Value};
 use crate::effects::set::{Op, Tag, Write};
+use crate::kernel::cache;
 use crate::kernel::tenant::TenantId;
 
 /// Tenants whose rows are kept: with [`TENANT_BYTES`] this bounds the cache to 1 GiB.
-const TENANTS: u64 = 4_096;
+const TENANTS: usize = 4_096;
 /// Bytes of keys and values kept for a tenant: a few thousand settings-sized rows.
 const TENANT_BYTES: usize = 256 << 10;
 /// Bytes of a value that is worth keeping; a larger one would push out too many others.
@@ -31,7 +32,7 @@ const ENTRY_BYTES: usize = 128;
 /// The cache of one shard.
 #[derive(Clone)]
 pub(crate) struct Cache {
-    tenants: moka::sync::Cache<TenantId, Handle>,
+    tenants: cache::Cache<TenantId, Handle>,
     /// With a promise broken, whose entries all tenants' are.
     shared: Option<TenantId>,
 }
@@ -133,7 +134,7 @@ fn weight(key: &Key, row: Option<&Row>) -> usize {
 impl Cache {
     pub(crate) fn new(breaks: Breaks) -> Self {
         let shared = breaks.cache_tenant.then(|| TenantId::from_row(""));
-        Self { tenants: moka::sync::Cache::new(TENANTS), shared }
+        Self { tenants: cache::Cache::new(TENANTS), shared }
     }
 
     /// Whose entries a tenant's are: its own.
@@ -143,18 +144,14 @@ impl Cache {
 
     /// The tenant's entries; to be taken before the read that may fill them.
     pub(crate) fn handle(&self, tenant: &TenantId) -> Handle {
-        let owner = self.owner(tenant);
-        if let Some(handle) = self.tenants.get(owner) {
-            return handle;
-        }
-        self.tenants.get_with(owner.clone(), Handle::default)
+        self.tenants.get_or_make(self.owner(tenant), Handle::default)
     }
 
     /// Forget a tenant, or after a change of timeline everything.
     pub(crate) fn forget(&self, tenant: Option<&TenantId>) {
         match tenant {
-            Some(tenant) => self.tenants.invalidate(tenant),
-            None => self.tenants.invalidate_all(),
+            Some(tenant) => self.tenants.remove(tenant),
+            None => self.tenants.clear(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! no return: nothing cancels it, and its caller learns what became of it, or that nobody knows.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,6 +85,25 @@ struct Pending {
     done: oneshot::Sender<Verdict>,
 }
 
+/// Run a future that may block on a thread of its own, to its end or the runtime's.
+fn on_own_thread(future: impl Future<Output = ()> + Send + 'static) {
+    let runtime = tokio::runtime::Handle::current();
+    let (alive, gone) = oneshot::channel::<()>();
+    runtime.spawn(async move {
+        let _alive = alive;
+        std::future::pending::<()>().await;
+    });
+    let run = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = future => {}
+                _ = gone => {}
+            }
+        });
+    };
+    std::thread::Builder::new().name("commit".into()).spawn(run).expect("the system gives a process its first threads");
+}
+
 impl Shard {
     /// A shard over a store; its committer runs on the current runtime until [`Self::close`].
     pub fn new(store: SharedStore, clock: Clock, breaks: Breaks) -> Self {
@@ -101,7 +121,11 @@ impl Shard {
             breaks,
         }));
         for _ in 0..batching.lanes {
-            tokio::spawn(shard.clone().lane());
+            if batching.blocking {
+                on_own_thread(shard.clone().lane());
+            } else {
+                tokio::spawn(shard.clone().lane());
+            }
         }
         shard
     }

@@ -597,7 +597,7 @@ impl Store for PostgresStore {
     }
 
     fn batching(&self) -> Batching {
-        Batching { lanes: LANES, mixed: false, exclusive: false }
+        Batching { lanes: LANES, mixed: false, exclusive: false, blocking: false }
     }
 
     fn generation(&self) -> u64 {

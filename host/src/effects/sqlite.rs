@@ -1,24 +1,24 @@
 //! Rows in one SQLite file: one writer connection, several readers, a lock on the data folder.
 //!
-//! A commit is `begin immediate`, one look at all rows it touches, and a few multi-row statements,
-//! whatever the number of sets: each statement crosses a channel to the connection's thread. Durable
-//! means that the write-ahead log was synced: `synchronous=full` is pinned. SQLite has no row-level
+//! All of it is calls of SQLite where the caller is. A statement on a page that is in memory takes some microseconds, less
+//! than handing it to another thread does; so a read of keys runs on the thread that asks, unless the disk was slow
+//! lately, and a batch of commits on the committer's own. Ranges, which can be long, are read on threads for that.
+//! Durable means that the write-ahead log was synced: `synchronous=full` is pinned. SQLite has no row-level
 //! security; isolation here is the `TenantScope` in every call and the tenant in every key.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteRow, SqliteSynchronous,
-};
-use sqlx::{ConnectOptions, Connection, QueryBuilder, Row as _, Sqlite};
-use tokio::sync::Mutex;
+use rusqlite::types::{ToSqlOutput, Value as Column, ValueRef};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params, params_from_iter};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::effects::row::{Key, Range, Row, Value};
 use crate::effects::set::{Compute, Datum, Facts, Op, Set, Statement, Tag, Verdict};
@@ -27,167 +27,274 @@ use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
 
 /// Reader connections: enough that a slow scan does not hold up key reads on a small machine.
-const READERS: u32 = 4;
-/// Rows bound in one statement: SQLite looks a numbered parameter up by walking the list of all of them, so
-/// that the cost of a statement grows with the square of this.
-const CHUNK: usize = 256;
+const READERS: usize = 4;
+/// How long a read waits for a connection, and a write for a lock.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Statements that a connection keeps prepared: more than there are.
+const PREPARED: usize = 64;
+/// KiB of pages that a connection keeps in memory: the inner pages of an index of ten million keys.
+const CACHE_KIB: i64 = 8 << 10;
+/// A read of keys that takes longer had to wait for the disk.
+const SLOW: Duration = Duration::from_millis(2);
+/// How long reads stay off the caller's thread after that.
+const SLOW_FOR: Duration = Duration::from_secs(1);
 /// Bytes of write-ahead log at which it is copied into the file without waiting for readers.
 const CHECKPOINT_BYTES: u64 = 4 << 20;
 /// Bytes of write-ahead log at which the writer waits for readers, so that the log starts anew.
 const RESTART_BYTES: u64 = 64 << 20;
+/// How long it waits: longer than reads of the host's own take, and hardly felt if somebody else's stays.
+const RESTART_WAIT: Duration = Duration::from_millis(500);
 
 /// A SQLite file as a store.
 pub(crate) struct SqliteStore {
-    writer: Mutex<SqliteConnection>,
-    checkpointer: Mutex<SqliteConnection>,
-    readers: SqlitePool,
-    wal: std::path::PathBuf,
-    unchecked: AtomicU64,
+    writer: Mutex<Connection>,
+    readers: Readers,
+    checkpoints: Arc<Checkpoints>,
 }
 
-/// The options of every connection to the file.
-pub(crate) fn options(path: &Path) -> SqliteConnectOptions {
+/// A connection with the settings that every connection to the file has.
+fn connect(path: &Path) -> Result<Connection> {
     // A test looks whether `synchronous=off` is noticed; nothing else may turn it off.
-    let synchronous = if cfg!(debug_assertions) && std::env::var_os("CHALET_BREAK_SYNC").is_some() {
-        SqliteSynchronous::Off
-    } else {
-        SqliteSynchronous::Full
-    };
-    SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .auto_vacuum(SqliteAutoVacuum::Incremental)
-        .synchronous(synchronous)
-        .busy_timeout(Duration::from_secs(5))
-        .foreign_keys(true)
-        .pragma("trusted_schema", "off")
-        .pragma("cell_size_check", "on")
-        .pragma("wal_autocheckpoint", "0")
-        .disable_statement_logging()
+    let synchronous =
+        if cfg!(debug_assertions) && std::env::var_os("CHALET_BREAK_SYNC").is_some() { "off" } else { "full" };
+    let connection = Connection::open(path).map_err(failed)?;
+    connection.busy_timeout(PATIENCE).map_err(failed)?;
+    connection.set_prepared_statement_cache_capacity(PREPARED);
+    let set = |name: &str, value: &dyn rusqlite::ToSql| connection.pragma_update(None, name, value).map_err(failed);
+    set("synchronous", &synchronous)?;
+    set("foreign_keys", &"on")?;
+    set("trusted_schema", &"off")?;
+    set("cell_size_check", &"on")?;
+    set("wal_autocheckpoint", &0)?;
+    set("cache_size", &-CACHE_KIB)?;
+    Ok(connection)
+}
+
+/// Connections that only read.
+#[derive(Clone)]
+struct Readers(Arc<Pool>);
+
+struct Pool {
+    free: Arc<Semaphore>,
+    connections: Mutex<Vec<Connection>>,
+    started: Instant,
+    /// Until when the disk is taken for slow, in milliseconds since the start.
+    slow_until_ms: AtomicU64,
+}
+
+/// A reader's connection; given back when it is dropped.
+struct Reader {
+    pool: Arc<Pool>,
+    connection: Option<Connection>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Readers {
+    fn open(path: &Path) -> Result<Self> {
+        let connections = (0..READERS)
+            .map(|_| {
+                let connection = connect(path)?;
+                connection.pragma_update(None, "query_only", "on").map_err(failed)?;
+                Ok(connection)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self(Arc::new(Pool {
+            free: Arc::new(Semaphore::new(READERS)),
+            connections: Mutex::new(connections),
+            started: Instant::now(),
+            slow_until_ms: AtomicU64::new(0),
+        })))
+    }
+
+    async fn take(&self) -> Result<Reader> {
+        let busy =
+            || Error::unavailable("database_unavailable", "too many reads are waiting for the database; try again");
+        let place = tokio::time::timeout(PATIENCE, self.0.free.clone().acquire_owned()).await;
+        let _place = place.ok().and_then(std::result::Result::ok).ok_or_else(busy)?;
+        let connection = self.0.connections().pop();
+        Ok(Reader { pool: self.0.clone(), connection, _place })
+    }
+
+    /// Read something short, here if the disk is quick.
+    async fn here<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let now = self.0.started.elapsed();
+        if self.0.slow_until_ms.load(Ordering::Relaxed) > millis(now) {
+            return self.elsewhere(read).await;
+        }
+        let mut reader = self.take().await?;
+        let before = Instant::now();
+        let found = read(&mut reader);
+        if before.elapsed() > SLOW {
+            self.0.slow_until_ms.store(millis(now + SLOW_FOR), Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// Read something that may take long.
+    async fn elsewhere<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mut reader = self.take().await?;
+        tokio::task::spawn_blocking(move || read(&mut reader)).await.map_err(Error::internal)?
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Pool {
+    fn connections(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deref for Reader {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("there are as many connections as places")
+    }
+}
+
+impl DerefMut for Reader {
+    fn deref_mut(&mut self) -> &mut Connection {
+        self.connection.as_mut().expect("there are as many connections as places")
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.pool.connections().extend(self.connection.take());
+    }
+}
+
+/// What keeps the write-ahead log short: it is copied while it is small, beside the commits, and cut off when it is not,
+/// for which its readers are waited for.
+struct Checkpoints {
+    connection: Mutex<Connection>,
+    wal: PathBuf,
+    /// Bytes of write-ahead log at which readers are waited for next.
+    restart_at: AtomicU64,
+}
+
+impl Checkpoints {
+    fn open(path: &Path) -> Result<Self> {
+        let connection = connect(path)?;
+        connection.busy_timeout(RESTART_WAIT).map_err(failed)?;
+        let mut wal = path.as_os_str().to_owned();
+        wal.push("-wal");
+        Ok(Self { connection: Mutex::new(connection), wal: wal.into(), restart_at: AtomicU64::new(RESTART_BYTES) })
+    }
+
+    /// Look at the log after a commit.
+    fn look(self: &Arc<Self>) {
+        let bytes = std::fs::metadata(&self.wal).map_or(0, |file| file.len());
+        if bytes >= self.restart_at.load(Ordering::Relaxed) {
+            self.restart(bytes);
+        } else if bytes >= CHECKPOINT_BYTES
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+            // While one runs there is no need of another.
+            && self.connection.try_lock().is_ok()
+        {
+            let this = self.clone();
+            runtime.spawn_blocking(move || this.run("pragma wal_checkpoint(passive)"));
+        }
+    }
+
+    /// Cut the log off, so that its size says how much of it is used.
+    fn restart(&self, bytes: u64) {
+        match self.run("pragma wal_checkpoint(truncate)") {
+            // A reader that stays, such as a backup of the operator's: it is waited for again when twice as much is there,
+            // so that those who write wait seldom.
+            Some(true) => self.restart_at.store(2 * bytes, Ordering::Relaxed),
+            Some(false) => self.restart_at.store(RESTART_BYTES, Ordering::Relaxed),
+            None => {}
+        }
+    }
+
+    /// Whether somebody kept it from copying all, if it ran.
+    fn run(&self, checkpoint: &str) -> Option<bool> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        match connection.query_row(checkpoint, [], |row| row.get(0)) {
+            Ok(kept) => Some(kept),
+            Err(error) => {
+                tracing::warn!(%error, "the write-ahead log could not be checkpointed; it will be tried again");
+                None
+            }
+        }
+    }
 }
 
 impl SqliteStore {
     /// Open the file, which `kernel::db` has migrated.
-    pub(crate) async fn open(path: &Path) -> Result<Self> {
-        let options = options(path);
-        let connect = || async { options.connect().await.map_err(failed) };
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options.clone().pragma("query_only", "on"))
-            .await
-            .map_err(failed)?;
-        let mut wal = path.as_os_str().to_owned();
-        wal.push("-wal");
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         Ok(Self {
-            writer: Mutex::new(connect().await?),
-            checkpointer: Mutex::new(connect().await?),
-            readers,
-            wal: wal.into(),
-            unchecked: AtomicU64::new(0),
+            writer: Mutex::new(connect(path)?),
+            readers: Readers::open(path)?,
+            checkpoints: Arc::new(Checkpoints::open(path)?),
         })
-    }
-
-    /// Keep the write-ahead log short: copy it while it is small, and wait for readers when it is not.
-    async fn checkpoint(&self) {
-        // The log's size is looked up every 16th batch; a batch adds at most about 1 MiB.
-        if !self.unchecked.fetch_add(1, Ordering::Relaxed).is_multiple_of(16) {
-            return;
-        }
-        let bytes = std::fs::metadata(&self.wal).map_or(0, |file| file.len());
-        let outcome = if bytes >= RESTART_BYTES {
-            sqlx::query("pragma wal_checkpoint(restart)").execute(&mut *self.checkpointer.lock().await).await
-        } else if bytes >= CHECKPOINT_BYTES {
-            sqlx::query("pragma wal_checkpoint(passive)").execute(&mut *self.checkpointer.lock().await).await
-        } else {
-            return;
-        };
-        if let Err(error) = outcome {
-            tracing::warn!(%error, "the write-ahead log could not be checkpointed; it will be tried again");
-        }
     }
 }
 
 /// An error of the database, as the host sees it.
-fn failed(error: sqlx::Error) -> Error {
-    if let sqlx::Error::Database(database) = &error {
-        // The primary result code is the low byte (sqlite.org/rescode.html): 13 is SQLITE_FULL.
-        let primary = database.code().and_then(|code| code.parse::<i32>().ok()).map(|code| code & 0xff);
-        if primary == Some(13) {
-            return Error::unavailable("disk_full", "the server's disk is full; nothing was changed").source(error);
+fn failed(error: rusqlite::Error) -> Error {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => {
+            Error::unavailable("disk_full", "the server's disk is full; nothing was changed").source(error)
         }
-    }
-    Error::internal(error)
-}
-
-fn tag_of(row: &SqliteRow) -> Result<Tag> {
-    let epoch: Option<i64> = row.try_get("epoch").map_err(failed)?;
-    let seq: Option<i64> = row.try_get("seq").map_err(failed)?;
-    match (epoch, seq) {
-        (Some(epoch), Some(seq)) => Ok(Tag { epoch: epoch as u64, seq: seq as u64 }),
-        _ => Err(refusal::no_tenant()),
+        _ => Error::internal(error),
     }
 }
 
-fn row_of(row: &SqliteRow) -> Result<Option<Row>> {
-    let Some(version) = row.try_get::<Option<i64>, _>("version").map_err(failed)? else { return Ok(None) };
-    let counter: Option<i64> = row.try_get("counter").map_err(failed)?;
-    let value = match counter {
+/// The first two columns of a row: a head's.
+fn tag_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Tag> {
+    Ok(Tag { epoch: row.get::<_, i64>(0)? as u64, seq: row.get::<_, i64>(1)? as u64 })
+}
+
+/// Four columns from `first` on: value, counter, version and expiry.
+fn row_of(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Row> {
+    let value = match row.get::<_, Option<i64>>(first + 1)? {
         Some(count) => Value::Counter(count),
-        None => Value::Bytes(row.try_get::<Option<Vec<u8>>, _>("value").map_err(failed)?.unwrap_or_default().into()),
+        None => Value::Bytes(Bytes::from(row.get::<_, Option<Vec<u8>>>(first)?.unwrap_or_default())),
     };
-    Ok(Some(Row { value, version: version as u64, expires_at_ms: row.try_get("expires_at_ms").map_err(failed)? }))
+    Ok(Row { value, version: row.get::<_, i64>(first + 2)? as u64, expires_at_ms: row.get(first + 3)? })
 }
 
-/// The head as the first column group of every read, so that head and rows come from one statement.
-const HEAD: &str = "select h.epoch, h.seq, r.value, r.counter, r.version, r.expires_at_ms";
+fn head_of(connection: &Connection, tenant: &TenantId) -> Result<Tag> {
+    let mut statement =
+        connection.prepare_cached("select epoch, seq from heads where tenant_id = ?1").map_err(failed)?;
+    let head = statement.query_row([tenant.as_str()], tag_of).optional().map_err(failed)?;
+    head.ok_or_else(refusal::no_tenant)
+}
 
 impl Store for SqliteStore {
     fn read<'a>(&'a self, scope: &'a TenantScope, keys: &'a [Key]) -> BoxFuture<'a, Result<(Tag, Vec<Option<Row>>)>> {
-        async move {
-            if let [key] = keys {
-                let row = sqlx::query(
-                    "select h.epoch, h.seq, r.value, r.counter, r.version, r.expires_at_ms from heads h \
-                     left join rows r on r.tenant_id = h.tenant_id and r.space = $2 and r.key = $3 where h.tenant_id = $1",
+        let (tenant, keys) = (scope.id().clone(), keys.to_vec());
+        let read = move |connection: &mut Connection| {
+            // Several statements see one state inside a transaction.
+            let transaction = connection.transaction().map_err(failed)?;
+            let tag = head_of(&transaction, &tenant)?;
+            let mut statement = transaction
+                .prepare_cached(
+                    "select value, counter, version, expires_at_ms from rows \
+                     where tenant_id = ?1 and space = ?2 and key = ?3",
                 )
-                .bind(scope.id().as_str())
-                .bind(key.space.as_str())
-                .bind(&key.key[..])
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(failed)?
-                .ok_or_else(refusal::no_tenant)?;
-                return Ok((tag_of(&row)?, vec![row_of(&row)?]));
-            }
-            // Several statements see one state inside a read transaction.
-            let mut connection = self.readers.acquire().await.map_err(failed)?;
-            let mut transaction = connection.begin().await.map_err(failed)?;
-            let mut tag = None;
-            let mut rows = Vec::with_capacity(keys.len());
-            for chunk in keys.chunks(CHUNK) {
-                let mut query = QueryBuilder::<Sqlite>::new("with wanted (n, space, key) as (");
-                query.push_values(chunk.iter().enumerate(), |mut values, (n, key)| {
-                    values.push_bind(n as i64).push_bind(key.space.as_str()).push_bind(&key.key[..]);
-                });
-                query.push(") ").push(HEAD).push(
-                    ", w.n from heads h left join wanted w left join rows r \
-                     on r.tenant_id = h.tenant_id and r.space = w.space and r.key = w.key where h.tenant_id = ",
-                );
-                query.push_bind(scope.id().as_str());
-                let found = query.build().fetch_all(&mut *transaction).await.map_err(failed)?;
-                tag = Some(tag_of(found.first().ok_or_else(refusal::no_tenant)?)?);
-                let start = rows.len();
-                rows.resize(start + chunk.len(), None);
-                for row in &found {
-                    let n: i64 = row.try_get("n").map_err(failed)?;
-                    rows[start + n as usize] = row_of(row)?;
-                }
-            }
-            let tag = tag.ok_or_else(|| Error::internal("a read of no keys"))?;
+                .map_err(failed)?;
+            let rows = keys
+                .iter()
+                .map(|key| {
+                    let place = params![tenant.as_str(), key.space.as_str(), &key.key[..]];
+                    statement.query_row(place, |row| row_of(row, 0)).optional().map_err(failed)
+                })
+                .collect::<Result<Vec<_>>>()?;
             Ok((tag, rows))
-        }
-        .boxed()
+        };
+        self.readers.here(read).boxed()
     }
 
     fn scan<'a>(
@@ -197,60 +304,50 @@ impl Store for SqliteStore {
         now_ms: i64,
         limit: usize,
     ) -> BoxFuture<'a, Result<(Tag, Vec<(Bytes, Row)>)>> {
-        async move {
-            let mut query = QueryBuilder::<Sqlite>::new(HEAD);
-            query.push(", r.key from heads h left join (select * from rows where tenant_id = ");
-            query.push_bind(scope.id().as_str());
-            push_range(&mut query, range, now_ms);
-            query.push(" order by key limit ").push_bind(limit as i64);
-            query.push(") r on r.tenant_id = h.tenant_id where h.tenant_id = ");
-            query.push_bind(scope.id().as_str()).push(" order by r.key");
-            let found = query.build().fetch_all(&self.readers).await.map_err(failed)?;
-            let tag = tag_of(found.first().ok_or_else(refusal::no_tenant)?)?;
-            let mut rows = Vec::with_capacity(found.len());
-            for row in &found {
-                if let Some(stored) = row_of(row)? {
-                    rows.push((Bytes::from(row.try_get::<Vec<u8>, _>("key").map_err(failed)?), stored));
-                }
-            }
+        let (tenant, range) = (scope.id().clone(), range.clone());
+        let read = move |connection: &mut Connection| {
+            let transaction = connection.transaction().map_err(failed)?;
+            let tag = head_of(&transaction, &tenant)?;
+            let (condition, mut values) = inside(&tenant, &range, now_ms);
+            values.push(Column::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
+            let sql = format!(
+                "select value, counter, version, expires_at_ms, key from rows where {condition} order by key limit ?"
+            );
+            let mut statement = transaction.prepare_cached(&sql).map_err(failed)?;
+            let rows = statement
+                .query_map(params_from_iter(values), |row| Ok((row.get::<_, Vec<u8>>(4)?.into(), row_of(row, 0)?)))
+                .and_then(Iterator::collect)
+                .map_err(failed)?;
             Ok((tag, rows))
-        }
-        .boxed()
+        };
+        self.readers.elsewhere(read).boxed()
     }
 
     fn holds<'a>(&'a self, scope: &'a TenantScope, facts: &'a Facts) -> BoxFuture<'a, Result<(Tag, Option<Key>)>> {
-        async move {
-            // Several statements see one state inside a read transaction.
-            let mut connection = self.readers.acquire().await.map_err(failed)?;
-            let mut transaction = connection.begin().await.map_err(failed)?;
-            let head = sqlx::query("select epoch, seq from heads where tenant_id = $1")
-                .bind(scope.id().as_str())
-                .fetch_optional(&mut *transaction)
-                .await
-                .map_err(failed)?
-                .ok_or_else(refusal::no_tenant)?;
-            let tag = tag_of(&head)?;
-            let keys: Vec<(&TenantId, &Key)> = facts.reads.iter().map(|read| (scope.id(), &read.key)).collect();
-            let stored = versions(&mut transaction, &keys).await?;
+        let (tenant, facts) = (scope.id().clone(), facts.clone());
+        let read = move |connection: &mut Connection| {
+            let transaction = connection.transaction().map_err(failed)?;
+            let tag = head_of(&transaction, &tenant)?;
             for read in &facts.reads {
-                let version = stored.get(&(scope.id(), &read.key)).map_or(0, |old| old.live_version(facts.now_ms));
-                if version != read.version {
+                let stored = old_of(&transaction, &tenant, &read.key)?;
+                if stored.map_or(0, |old| old.live_version(facts.now_ms)) != read.version {
                     return Ok((tag, Some(read.key.clone())));
                 }
             }
-            let changed = changed_range(&mut transaction, scope.id(), facts).await?;
-            Ok((tag, changed))
-        }
-        .boxed()
+            Ok((tag, changed_range(&transaction, &tenant, &facts)?))
+        };
+        self.readers.elsewhere(read).boxed()
     }
 
+    /// Blocks the thread until the log is synced: the committer's own.
     fn commit<'a>(&'a self, sets: &'a [Set], breaks: Breaks) -> BoxFuture<'a, Result<Vec<Verdict>>> {
         async move {
             let verdicts = {
-                let mut writer = self.writer.lock().await;
-                let mut transaction = writer.begin_with("begin immediate").await.map_err(failed)?;
-                let verdicts = apply(&mut transaction, sets, breaks).await?;
-                if let Err(error) = transaction.commit().await {
+                let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+                let transaction =
+                    writer.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+                let verdicts = apply(&transaction, sets, breaks)?;
+                if let Err(error) = transaction.commit() {
                     let error = failed(error);
                     if error.kind() == Kind::Unavailable {
                         return Err(error);
@@ -262,68 +359,73 @@ impl Store for SqliteStore {
                 }
                 verdicts
             };
-            self.checkpoint().await;
+            self.checkpoints.look();
             Ok(verdicts)
         }
         .boxed()
     }
 
     fn usage<'a>(&'a self, scope: &'a TenantScope, from_ms: i64, to_ms: i64) -> BoxFuture<'a, Result<Vec<Compute>>> {
-        async move {
-            let found = sqlx::query(
-                "select plugin, hour_ms, invocations, failures, fuel, bytes_in, bytes_out from usage_totals \
-                 where tenant_id = $1 and hour_ms >= $2 and hour_ms < $3 order by hour_ms, plugin",
-            )
-            .bind(scope.id().as_str())
-            .bind(from_ms)
-            .bind(to_ms)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(failed)?;
-            found.iter().map(compute_of).collect()
-        }
-        .boxed()
+        let tenant = scope.id().clone();
+        let read = move |connection: &mut Connection| {
+            let mut statement = connection
+                .prepare_cached(
+                    "select plugin, hour_ms, invocations, failures, fuel, bytes_in, bytes_out from usage_totals \
+                     where tenant_id = ?1 and hour_ms >= ?2 and hour_ms < ?3 order by hour_ms, plugin",
+                )
+                .map_err(failed)?;
+            statement
+                .query_map(params![tenant.as_str(), from_ms, to_ms], compute_of)
+                .and_then(Iterator::collect)
+                .map_err(failed)
+        };
+        self.readers.elsewhere(read).boxed()
     }
 
     fn head<'a>(&'a self, scope: &'a TenantScope) -> BoxFuture<'a, Result<(Tag, u64)>> {
-        async move {
-            let head = sqlx::query("select epoch, seq, bytes from heads where tenant_id = $1")
-                .bind(scope.id().as_str())
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(failed)?
-                .ok_or_else(refusal::no_tenant)?;
-            let bytes: i64 = head.try_get("bytes").map_err(failed)?;
-            Ok((tag_of(&head)?, bytes.max(0) as u64))
-        }
-        .boxed()
+        let tenant = scope.id().clone();
+        let read = move |connection: &mut Connection| {
+            let mut statement = connection
+                .prepare_cached("select epoch, seq, bytes from heads where tenant_id = ?1")
+                .map_err(failed)?;
+            let head = statement.query_row([tenant.as_str()], |row| Ok((tag_of(row)?, row.get::<_, i64>(2)?)));
+            let (tag, bytes) = head.optional().map_err(failed)?.ok_or_else(refusal::no_tenant)?;
+            Ok((tag, bytes.max(0) as u64))
+        };
+        self.readers.here(read).boxed()
     }
 
     fn batching(&self) -> Batching {
-        Batching { lanes: 1, mixed: true, exclusive: true }
+        Batching { lanes: 1, mixed: true, exclusive: true, blocking: true }
     }
 }
 
-fn compute_of(row: &SqliteRow) -> Result<Compute> {
-    let number = |name: &str| row.try_get::<i64, _>(name).map(|n| n as u64).map_err(failed);
+fn compute_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Compute> {
+    let number = |n: usize| row.get::<_, i64>(n).map(|n| n as u64);
     Ok(Compute {
-        plugin: row.try_get::<String, _>("plugin").map_err(failed)?.into(),
-        hour_ms: row.try_get("hour_ms").map_err(failed)?,
-        invocations: number("invocations")?,
-        failures: number("failures")?,
-        fuel: number("fuel")?,
-        bytes_in: number("bytes_in")?,
-        bytes_out: number("bytes_out")?,
+        plugin: row.get::<_, String>(0)?.into(),
+        hour_ms: row.get(1)?,
+        invocations: number(2)?,
+        failures: number(3)?,
+        fuel: number(4)?,
+        bytes_in: number(5)?,
+        bytes_out: number(6)?,
     })
 }
 
-fn push_range(query: &mut QueryBuilder<Sqlite>, range: &Range, now_ms: i64) {
-    query.push(" and space = ").push_bind(range.space.as_str().to_owned());
-    query.push(" and key >= ").push_bind(range.from.to_vec());
+/// The condition that a live row of a range satisfies, with its values.
+fn inside(tenant: &TenantId, range: &Range, now_ms: i64) -> (String, Vec<Column>) {
+    let text = |text: &str| Column::Text(text.to_owned());
+    let mut values =
+        vec![text(tenant.as_str()), text(range.space.as_str()), Column::Blob(range.from.to_vec())];
+    let mut condition = "tenant_id = ? and space = ? and key >= ?".to_owned();
     if let Some(to) = &range.to {
-        query.push(" and key < ").push_bind(to.to_vec());
+        condition += " and key < ?";
+        values.push(Column::Blob(to.to_vec()));
     }
-    query.push(" and (expires_at_ms is null or expires_at_ms > ").push_bind(now_ms).push(")");
+    condition += " and (expires_at_ms is null or expires_at_ms > ?)";
+    values.push(Column::Integer(now_ms));
+    (condition, values)
 }
 
 /// What a commit has to know of a row that stands.
@@ -345,46 +447,32 @@ impl Old {
     }
 }
 
-async fn versions<'k>(
-    connection: &mut SqliteConnection,
-    keys: &[(&'k TenantId, &'k Key)],
-) -> Result<HashMap<(&'k TenantId, &'k Key), Old>> {
-    let mut olds = HashMap::with_capacity(keys.len());
-    for chunk in keys.chunks(CHUNK) {
-        let mut query = QueryBuilder::<Sqlite>::new("with wanted (n, tenant_id, space, key) as (");
-        query.push_values(chunk.iter().enumerate(), |mut values, (n, (tenant, key))| {
-            values.push_bind(n as i64).push_bind(tenant.as_str()).push_bind(key.space.as_str()).push_bind(&key.key[..]);
-        });
-        query.push(
-            ") select w.n, r.version, r.counter, coalesce(length(r.value), 8) as bytes, r.expires_at_ms from wanted w \
-             cross join rows r on r.tenant_id = w.tenant_id and r.space = w.space and r.key = w.key",
-        );
-        for row in query.build().fetch_all(&mut *connection).await.map_err(failed)? {
-            let n: i64 = row.try_get("n").map_err(failed)?;
-            let (tenant, key) = chunk[n as usize];
-            let bytes: i64 = row.try_get("bytes").map_err(failed)?;
-            let version: i64 = row.try_get("version").map_err(failed)?;
-            let old = Old {
-                version: version as u64,
-                counter: row.try_get("counter").map_err(failed)?,
-                bytes: bytes as usize,
-                expires_at_ms: row.try_get("expires_at_ms").map_err(failed)?,
-            };
-            olds.insert((tenant, key), old);
-        }
-    }
-    Ok(olds)
+fn old_of(connection: &Connection, tenant: &TenantId, key: &Key) -> Result<Option<Old>> {
+    let mut statement = connection
+        .prepare_cached(
+            "select version, counter, coalesce(length(value), 8), expires_at_ms from rows \
+             where tenant_id = ?1 and space = ?2 and key = ?3",
+        )
+        .map_err(failed)?;
+    let old = statement.query_row(params![tenant.as_str(), key.space.as_str(), &key.key[..]], |row| {
+        Ok(Old {
+            version: row.get::<_, i64>(0)? as u64,
+            counter: row.get(1)?,
+            bytes: row.get::<_, i64>(2)? as usize,
+            expires_at_ms: row.get(3)?,
+        })
+    });
+    old.optional().map_err(failed)
 }
 
-async fn changed_range(connection: &mut SqliteConnection, tenant: &TenantId, facts: &Facts) -> Result<Option<Key>> {
+fn changed_range(connection: &Connection, tenant: &TenantId, facts: &Facts) -> Result<Option<Key>> {
     for fact in &facts.ranges {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "select count(*) as n, coalesce(max(version), 0) as v from rows where tenant_id = ",
-        );
-        query.push_bind(tenant.as_str());
-        push_range(&mut query, &fact.range, facts.now_ms);
-        let row = query.build().fetch_one(&mut *connection).await.map_err(failed)?;
-        let (count, version): (i64, i64) = (row.try_get("n").map_err(failed)?, row.try_get("v").map_err(failed)?);
+        let (condition, values) = inside(tenant, &fact.range, facts.now_ms);
+        let sql = format!("select count(*), coalesce(max(version), 0) from rows where {condition}");
+        let mut statement = connection.prepare_cached(&sql).map_err(failed)?;
+        let (count, version): (i64, i64) = statement
+            .query_row(params_from_iter(values), |row| Ok((row.get(0)?, row.get(1)?)))
+            .map_err(failed)?;
         if count as u64 != fact.count || version as u64 != fact.max_version {
             return Ok(Some(fact.range.space.key(fact.range.from.clone())));
         }
@@ -402,22 +490,24 @@ struct Head {
 /// Rows after the sets applied so far; none where a row is gone.
 type Overlay<'k> = BTreeMap<(&'k TenantId, &'k Key), Option<(Value, u64, Option<i64>)>>;
 
-async fn apply(connection: &mut SqliteConnection, sets: &[Set], breaks: Breaks) -> Result<Vec<Verdict>> {
-    let mut heads = heads(connection, sets).await?;
+fn apply(connection: &Connection, sets: &[Set], breaks: Breaks) -> Result<Vec<Verdict>> {
+    let mut heads = heads(connection, sets)?;
 
     // One look at every row that is written, or that a set read from an older state.
-    let mut keys: Vec<(&TenantId, &Key)> = Vec::new();
+    let mut olds: HashMap<(&TenantId, &Key), Old> = HashMap::new();
+    let mut looked: HashSet<(&TenantId, &Key)> = HashSet::new();
     for set in sets {
         let tenant = set.scope.id();
-        keys.extend(set.writes.iter().map(|write| (tenant, &write.key)));
-        let current = heads.get(tenant).map(|head| head.tag);
-        if set.tag != current {
-            keys.extend(set.facts.reads.iter().map(|read| (tenant, &read.key)));
+        let stale = set.tag != heads.get(tenant).map(|head| head.tag);
+        let read = set.facts.reads.iter().filter(|_| stale).map(|read| &read.key);
+        for key in set.writes.iter().map(|write| &write.key).chain(read) {
+            if looked.insert((tenant, key))
+                && let Some(old) = old_of(connection, tenant, key)?
+            {
+                olds.insert((tenant, key), old);
+            }
         }
     }
-    keys.sort_unstable();
-    keys.dedup();
-    let olds = versions(connection, &keys).await?;
 
     let mut overlay: Overlay<'_> = BTreeMap::new();
     let mut verdicts = Vec::with_capacity(sets.len());
@@ -431,7 +521,7 @@ async fn apply(connection: &mut SqliteConnection, sets: &[Set], breaks: Breaks) 
             continue;
         };
         let stale = set.tag != started.get(tenant).copied();
-        if let Some(key) = invalid(connection, set, &olds, &overlay, stale, breaks).await? {
+        if let Some(key) = invalid(connection, set, &olds, &overlay, stale, breaks)? {
             verdicts.push(Verdict::Conflict { key });
             continue;
         }
@@ -455,59 +545,64 @@ async fn apply(connection: &mut SqliteConnection, sets: &[Set], breaks: Breaks) 
             }
         }
     }
-    write_rows(connection, &overlay).await?;
-    write_heads(connection, &heads, &started).await?;
-    write_usage(connection, &used).await?;
-    write_due(connection, &due).await?;
+    write_rows(connection, &overlay)?;
+    write_heads(connection, &heads, &started)?;
+    write_usage(connection, &used)?;
+    write_due(connection, &due)?;
     for (set, verdict) in sets.iter().zip(&verdicts) {
         if matches!(verdict, Verdict::Committed { .. }) {
             for statement in &set.statements {
-                execute(connection, statement).await?;
+                execute(connection, statement)?;
             }
         }
     }
     Ok(verdicts)
 }
 
-async fn execute(connection: &mut SqliteConnection, statement: &Statement) -> Result<()> {
-    let mut query = sqlx::query(statement.sql);
-    for value in &statement.values {
-        query = match value {
-            Datum::Text(text) => query.bind(text.as_deref()),
-            Datum::Bytes(bytes) => query.bind(&bytes[..]),
-            Datum::Number(number) => query.bind(*number),
-        };
+impl rusqlite::ToSql for Datum {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Text(text) => text.as_deref().map_or(ValueRef::Null, |text| ValueRef::Text(text.as_bytes())),
+            Self::Bytes(bytes) => ValueRef::Blob(bytes),
+            Self::Number(number) => ValueRef::Integer(*number),
+        }))
     }
-    query.execute(connection).await.map_err(failed)?;
+}
+
+fn execute(connection: &Connection, statement: &Statement) -> Result<()> {
+    let mut prepared = connection.prepare_cached(statement.sql).map_err(failed)?;
+    for (n, value) in (1..).zip(&statement.values) {
+        // To SQLite `$1` is a name, and its number is that of its first place in the text.
+        if let Some(index) = prepared.parameter_index(&format!("${n}")).map_err(failed)? {
+            prepared.raw_bind_parameter(index, value).map_err(failed)?;
+        }
+    }
+    prepared.raw_execute().map_err(failed)?;
     Ok(())
 }
 
-async fn heads(connection: &mut SqliteConnection, sets: &[Set]) -> Result<HashMap<TenantId, Head>> {
-    let mut tenants: Vec<&str> = sets.iter().map(|set| set.scope.id().as_str()).collect();
-    tenants.sort_unstable();
-    tenants.dedup();
-    let mut query =
-        QueryBuilder::<Sqlite>::new("select tenant_id, epoch, seq, bytes, state from heads where tenant_id in (");
-    let mut list = query.separated(", ");
-    for tenant in tenants {
-        list.push_bind(tenant);
-    }
-    query.push(")");
+fn heads(connection: &Connection, sets: &[Set]) -> Result<HashMap<TenantId, Head>> {
+    let mut statement = connection
+        .prepare_cached("select epoch, seq, bytes, state from heads where tenant_id = ?1")
+        .map_err(failed)?;
     let mut heads = HashMap::new();
-    for row in query.build().fetch_all(connection).await.map_err(failed)? {
-        let head = Head {
-            tag: tag_of(&row)?,
-            bytes: row.try_get("bytes").map_err(failed)?,
-            active: row.try_get::<String, _>("state").map_err(failed)? == "active",
-        };
-        heads.insert(TenantId::from_row(&row.try_get::<String, _>("tenant_id").map_err(failed)?), head);
+    for tenant in sets.iter().map(|set| set.scope.id()) {
+        if heads.contains_key(tenant) {
+            continue;
+        }
+        let head = statement.query_row([tenant.as_str()], |row| {
+            Ok(Head { tag: tag_of(row)?, bytes: row.get(2)?, active: row.get_ref(3)?.as_str()? == "active" })
+        });
+        if let Some(head) = head.optional().map_err(failed)? {
+            heads.insert(tenant.clone(), head);
+        }
     }
     Ok(heads)
 }
 
 /// The first thing that a set read and that is no longer so.
-async fn invalid(
-    connection: &mut SqliteConnection,
+fn invalid(
+    connection: &Connection,
     set: &Set,
     olds: &HashMap<(&TenantId, &Key), Old>,
     overlay: &Overlay<'_>,
@@ -549,7 +644,7 @@ async fn invalid(
             return Ok(Some(read.key.clone()));
         }
     }
-    if breaks.ranges { Ok(None) } else { changed_range(connection, tenant, &set.facts).await }
+    if breaks.ranges { Ok(None) } else { changed_range(connection, tenant, &set.facts) }
 }
 
 /// Changes of one set, and by how much they change the bytes that the quota counts.
@@ -608,109 +703,87 @@ fn stage<'s>(
     Ok((changes, delta))
 }
 
-async fn write_rows(connection: &mut SqliteConnection, overlay: &Overlay<'_>) -> Result<()> {
-    let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+fn write_rows(connection: &Connection, overlay: &Overlay<'_>) -> Result<()> {
+    let mut put = connection
+        .prepare_cached(
+            "insert into rows (tenant_id, space, key, value, counter, version, expires_at_ms) \
+             values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict (tenant_id, space, key) do update set \
+             value = excluded.value, counter = excluded.counter, version = excluded.version, \
+             expires_at_ms = excluded.expires_at_ms",
+        )
+        .map_err(failed)?;
+    let mut delete = connection
+        .prepare_cached("delete from rows where tenant_id = ?1 and space = ?2 and key = ?3")
+        .map_err(failed)?;
     for ((tenant, key), change) in overlay {
+        let (tenant, space, key) = (tenant.as_str(), key.space.as_str(), &key.key[..]);
         match change {
-            Some(row) => puts.push((*tenant, *key, row)),
-            None => deletes.push((*tenant, *key)),
+            None => delete.execute(params![tenant, space, key]),
+            Some((value, version, expires_at_ms)) => {
+                let (bytes, counter) = match value {
+                    Value::Bytes(bytes) => (Some(&bytes[..]), None),
+                    Value::Counter(count) => (None, Some(*count)),
+                };
+                put.execute(params![tenant, space, key, bytes, counter, *version as i64, expires_at_ms])
+            }
         }
-    }
-    for chunk in puts.chunks(CHUNK) {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "insert into rows (tenant_id, space, key, value, counter, version, expires_at_ms) ",
-        );
-        query.push_values(chunk, |mut values, (tenant, key, (value, version, expires_at_ms))| {
-            let (bytes, counter) = match value {
-                Value::Bytes(bytes) => (Some(&bytes[..]), None),
-                Value::Counter(count) => (None, Some(*count)),
-            };
-            values
-                .push_bind(tenant.as_str())
-                .push_bind(key.space.as_str())
-                .push_bind(&key.key[..])
-                .push_bind(bytes)
-                .push_bind(counter)
-                .push_bind(*version as i64)
-                .push_bind(*expires_at_ms);
-        });
-        query.push(
-            " on conflict (tenant_id, space, key) do update set value = excluded.value, counter = excluded.counter, \
-             version = excluded.version, expires_at_ms = excluded.expires_at_ms",
-        );
-        query.build().execute(&mut *connection).await.map_err(failed)?;
-    }
-    for chunk in deletes.chunks(CHUNK) {
-        let mut query = QueryBuilder::<Sqlite>::new("delete from rows where (tenant_id, space, key) in (");
-        query.push_values(chunk, |mut values, (tenant, key)| {
-            values.push_bind(tenant.as_str()).push_bind(key.space.as_str()).push_bind(&key.key[..]);
-        });
-        query.push(")");
-        query.build().execute(&mut *connection).await.map_err(failed)?;
+        .map_err(failed)?;
     }
     Ok(())
 }
 
-async fn write_heads(
-    connection: &mut SqliteConnection,
+fn write_heads(
+    connection: &Connection,
     heads: &HashMap<TenantId, Head>,
     started: &HashMap<TenantId, Tag>,
 ) -> Result<()> {
-    let moved: Vec<_> = heads.iter().filter(|(tenant, head)| started.get(tenant) != Some(&head.tag)).collect();
-    if moved.is_empty() {
-        return Ok(());
+    let mut statement = connection
+        .prepare_cached("update heads set seq = ?2, bytes = ?3 where tenant_id = ?1")
+        .map_err(failed)?;
+    for (tenant, head) in heads.iter().filter(|(tenant, head)| started.get(tenant) != Some(&head.tag)) {
+        statement.execute(params![tenant.as_str(), head.tag.seq as i64, head.bytes]).map_err(failed)?;
     }
-    let mut query = QueryBuilder::<Sqlite>::new("insert into heads (tenant_id, seq, bytes) ");
-    query.push_values(moved, |mut values, (tenant, head)| {
-        values.push_bind(tenant.as_str()).push_bind(head.tag.seq as i64).push_bind(head.bytes);
-    });
-    query.push(" on conflict (tenant_id) do update set seq = excluded.seq, bytes = excluded.bytes");
-    query.build().execute(connection).await.map_err(failed)?;
     Ok(())
 }
 
-async fn write_usage(
-    connection: &mut SqliteConnection,
-    used: &BTreeMap<(&TenantId, &str, i64), Compute>,
-) -> Result<()> {
-    if used.is_empty() {
-        return Ok(());
+fn write_usage(connection: &Connection, used: &BTreeMap<(&TenantId, &str, i64), Compute>) -> Result<()> {
+    let mut statement = connection
+        .prepare_cached(
+            "insert into usage_totals (tenant_id, plugin, hour_ms, invocations, failures, fuel, bytes_in, bytes_out) \
+             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) on conflict (tenant_id, plugin, hour_ms) do update set \
+             invocations = invocations + excluded.invocations, failures = failures + excluded.failures, \
+             fuel = case when fuel > 9223372036854775807 - excluded.fuel then 9223372036854775807 \
+             else fuel + excluded.fuel end, \
+             bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out",
+        )
+        .map_err(failed)?;
+    for ((tenant, plugin, hour_ms), sum) in used {
+        let fuel = i64::try_from(sum.fuel).unwrap_or(i64::MAX);
+        let number = |number: u64| number as i64;
+        let values = params![
+            tenant.as_str(),
+            plugin,
+            hour_ms,
+            number(sum.invocations),
+            number(sum.failures),
+            fuel,
+            number(sum.bytes_in),
+            number(sum.bytes_out)
+        ];
+        statement.execute(values).map_err(failed)?;
     }
-    let mut query = QueryBuilder::<Sqlite>::new(
-        "insert into usage_totals (tenant_id, plugin, hour_ms, invocations, failures, fuel, bytes_in, bytes_out) ",
-    );
-    query.push_values(used, |mut values, ((tenant, plugin, hour_ms), sum)| {
-        values
-            .push_bind(tenant.as_str())
-            .push_bind(*plugin)
-            .push_bind(*hour_ms)
-            .push_bind(sum.invocations as i64)
-            .push_bind(sum.failures as i64)
-            .push_bind(i64::try_from(sum.fuel).unwrap_or(i64::MAX))
-            .push_bind(sum.bytes_in as i64)
-            .push_bind(sum.bytes_out as i64);
-    });
-    query.push(
-        " on conflict (tenant_id, plugin, hour_ms) do update set invocations = invocations + excluded.invocations, \
-         failures = failures + excluded.failures, \
-         fuel = case when fuel > 9223372036854775807 - excluded.fuel then 9223372036854775807 else fuel + excluded.fuel end, bytes_in = bytes_in + excluded.bytes_in, \
-         bytes_out = bytes_out + excluded.bytes_out",
-    );
-    query.build().execute(connection).await.map_err(failed)?;
     Ok(())
 }
 
-async fn write_due(connection: &mut SqliteConnection, due: &BTreeMap<&TenantId, i64>) -> Result<()> {
-    if due.is_empty() {
-        return Ok(());
+fn write_due(connection: &Connection, due: &BTreeMap<&TenantId, i64>) -> Result<()> {
+    let mut statement = connection
+        .prepare_cached(
+            "insert into due (kind, tenant_id, due_at_ms) values ('sweep', ?1, ?2) on conflict (kind, tenant_id) \
+             do update set due_at_ms = excluded.due_at_ms where excluded.due_at_ms < due_at_ms",
+        )
+        .map_err(failed)?;
+    for (tenant, due_at_ms) in due {
+        statement.execute(params![tenant.as_str(), due_at_ms]).map_err(failed)?;
     }
-    let mut query = QueryBuilder::<Sqlite>::new("insert into due (kind, tenant_id, due_at_ms) ");
-    query.push_values(due, |mut values, (tenant, due_at_ms)| {
-        values.push_bind("sweep").push_bind(tenant.as_str()).push_bind(*due_at_ms);
-    });
-    query.push(
-        " on conflict (kind, tenant_id) do update set due_at_ms = excluded.due_at_ms where excluded.due_at_ms < due_at_ms",
-    );
-    query.build().execute(connection).await.map_err(failed)?;
     Ok(())
 }

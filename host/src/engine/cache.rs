@@ -208,7 +208,7 @@ fn files(folder: &Path) -> Result<Vec<(PathBuf, std::fs::Metadata)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::config;
+    use crate::engine::config::{self, Start};
 
     struct Bench {
         folder: tempfile::TempDir,
@@ -220,9 +220,9 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            let engine = config::node(4).unwrap();
+            let engine = config::node(4, Start::Copied).unwrap();
             let wasm = wat::parse_str("(component (core module (func (export \"f\"))))").unwrap();
-            let code = config::compiler().unwrap().precompile_component(&wasm).unwrap();
+            let code = config::compiler(Start::Copied).unwrap().precompile_component(&wasm).unwrap();
             Self {
                 folder: tempfile::tempdir().unwrap(),
                 engine,

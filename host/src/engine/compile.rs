@@ -26,7 +26,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
 
 use crate::engine::budget::Budget;
-use crate::engine::config;
+use crate::engine::config::{self, Start};
 use crate::engine::confine::{self, CPU_SECONDS, Confinement, MEMORY_BYTES};
 use crate::engine::inspect;
 use crate::kernel::breaks::Breaks;
@@ -142,8 +142,10 @@ impl Compiler {
         else {
             return Err(Error::internal("a compile worker has no pipes").into());
         };
+        let mapped = Start::of(&wasm) == Start::Mapped;
         let write = async {
             // A worker that dies early closes its end; why it died is asked below.
+            let _ = input.write_all(&[u8::from(mapped)]).await;
             let _ = input.write_all(&(wasm.len() as u64).to_le_bytes()).await;
             let _ = input.write_all(&wasm).await;
             drop(input);
@@ -353,7 +355,8 @@ impl<K: Hash + Eq> Drop for Held<'_, K> {
     }
 }
 
-/// The body of a compile worker: a component on standard input, its code on standard output.
+/// The body of a compile worker: a component on standard input, behind how its instances start, its code on standard
+/// output.
 pub fn worker_main() -> ExitCode {
     let confined = !(cfg!(debug_assertions) && std::env::args_os().any(|argument| argument == UNCONFINED));
     if confined {
@@ -370,7 +373,8 @@ pub fn worker_main() -> ExitCode {
 
 fn work(mut input: impl Read, mut output: impl Write + AsRawFd, confined: bool) -> std::io::Result<()> {
     confine::bound()?;
-    let mut length = [0; 8];
+    let (mut mapped, mut length) = ([0], [0; 8]);
+    input.read_exact(&mut mapped)?;
     input.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);
     if length > INPUT_BYTES {
@@ -378,7 +382,8 @@ fn work(mut input: impl Read, mut output: impl Write + AsRawFd, confined: bool) 
     }
     let mut wasm = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     input.take(length).read_to_end(&mut wasm)?;
-    let engine = config::compiler().map_err(std::io::Error::other)?;
+    let start = if mapped == [0] { Start::Copied } else { Start::Mapped };
+    let engine = config::compiler(start).map_err(std::io::Error::other)?;
     // From here on, whatever the input does ends with this process.
     let confinement = if confined { confine::give_up(output.as_raw_fd())? } else { Confinement::default() };
     let (kind, bytes) = compiled(&engine, &wasm);

@@ -686,7 +686,7 @@ mod tests {
         told(b"  (component)", "text");
         told(b"\x7fELF\x02\x01\x01", "no WebAssembly component");
         told(b"PK\x03\x04", "no WebAssembly component");
-        let code = super::super::config::compiler()
+        let code = super::super::config::compiler(super::super::config::Start::Copied)
             .unwrap()
             .precompile_component(&wat::parse_str("(component)").unwrap())
             .unwrap();

@@ -113,7 +113,7 @@ impl Engine {
             return Ok(Run { outcome: Err(Failure::Overloaded), guest, spent: Spent::default() });
         };
 
-        let mut burning = Burning(Some(self.store(guest).map_err(Error::internal)?));
+        let mut burning = Burning(Some(self.store(program, guest).map_err(Error::internal)?));
         let called = async {
             let store = burning.store();
             let instance = program.instance.instantiate_async(&mut *store).await?;
@@ -132,10 +132,10 @@ impl Engine {
     }
 
     /// A store whose limits are set before anything of the guest's is in it.
-    fn store(&self, guest: Guest) -> wasmtime::Result<Store<Guest>> {
+    fn store(&self, program: &Program, guest: Guest) -> wasmtime::Result<Store<Guest>> {
         let fuel = guest.budget().fuel;
         let answer = usize::try_from(guest.budget().response_body_bytes).unwrap_or(usize::MAX);
-        let mut store = Store::try_new(&self.0.wasmtime, guest)?;
+        let mut store = Store::try_new(program.instance.engine(), guest)?;
         store.limiter(|guest| &mut guest.limiter);
         store.set_hostcall_fuel(HOSTCALL_BYTES.max(answer.saturating_add(ANSWER_SLACK_BYTES)));
         store.set_max_component_handles(HANDLES);

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
-use moka::sync::Cache;
 
 use crate::gateway::serve::owner;
+use crate::kernel::cache::Cache;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::services::keys::{self, Keys, Principal};
 
@@ -17,7 +17,9 @@ const GUESSES: u32 = 100;
 /// Bad credentials of a key's form that all addresses together may present a minute: each costs a look-up.
 const ALL_GUESSES: u32 = 5_000;
 /// Addresses that are remembered; the oldest are forgotten first.
-const ADDRESSES: u64 = 100_000;
+const ADDRESSES: usize = 100_000;
+/// How long guesses count.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Authentication, with a bound on guessing.
 #[derive(Clone)]
@@ -41,12 +43,11 @@ pub fn presented(headers: &HeaderMap) -> Option<&str> {
 impl Credentials {
     /// Authentication against these keys.
     pub fn new(keys: Keys) -> Self {
-        let guesses = Cache::builder().max_capacity(ADDRESSES).time_to_live(Duration::from_secs(60)).build();
-        Self { keys, guesses, rejected: Arc::default() }
+        Self { keys, guesses: Cache::forgetting(ADDRESSES, MINUTE), rejected: Arc::default() }
     }
 
     /// Who presents this request.
-    pub async fn authenticate(&self, headers: &HeaderMap, peer: SocketAddr) -> Result<Principal> {
+    pub async fn authenticate(&self, headers: &HeaderMap, peer: SocketAddr) -> Result<Arc<Principal>> {
         let unauthenticated = || {
             Error::new(
                 Kind::Unauthenticated,
@@ -66,10 +67,17 @@ impl Credentials {
                 "too_many_bad_credentials",
                 "too many invalid credentials came from this address, or from everywhere; wait a minute",
             )
-            .retry_after(Duration::from_secs(60)));
+            .retry_after(MINUTE));
         }
-        let guessed =
-            |whose: Option<IpAddr>| self.guesses.get_with(whose, Arc::default).fetch_add(1, Ordering::Relaxed);
+        let guessed = |whose: Option<IpAddr>| {
+            let count = self.guesses.get(&whose).unwrap_or_else(|| {
+                // Of two first guesses at the same moment one is not counted.
+                let count = Arc::<AtomicU32>::default();
+                self.guesses.insert(whose, count.clone());
+                count
+            });
+            count.fetch_add(1, Ordering::Relaxed);
+        };
         if keys::never_was(key) {
             self.rejected.fetch_add(1, Ordering::Relaxed);
             guessed(Some(address));

@@ -105,7 +105,7 @@ enum Caller {
     /// The plugin's routes are public.
     Anyone,
     /// A key's holder.
-    Key(Principal),
+    Key(Arc<Principal>),
 }
 
 impl Caller {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::kernel::cache::Cache;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
 
@@ -15,13 +16,11 @@ const WAITING: usize = 256;
 /// How long an invocation waits for its turn: callers who wait longer have mostly gone.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Tenants whose places are remembered; those of a forgotten one are given out anew when it comes back.
-const TENANTS: u64 = 100_000;
-/// How long places are remembered that nobody asks for.
-const IDLE: Duration = Duration::from_secs(600);
+const TENANTS: usize = 100_000;
 
 /// The places of all tenants on this node.
 pub(super) struct Admission {
-    places: moka::sync::Cache<TenantId, Arc<Places>>,
+    places: Cache<TenantId, Arc<Places>>,
     /// No tenant has more, whatever its plan says: some are left for others.
     most: usize,
     shed: AtomicU64,
@@ -45,7 +44,7 @@ impl Admission {
     /// Admission to a node on which so many guests can run.
     pub(super) fn new(slots: usize) -> Self {
         Self {
-            places: moka::sync::Cache::builder().max_capacity(TENANTS).time_to_idle(IDLE).build(),
+            places: Cache::new(TENANTS),
             most: (slots - slots / 4).max(1),
             shed: AtomicU64::new(0),
         }

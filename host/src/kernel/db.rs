@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyPoolOptions, AnyRow};
+use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{Any, AnyPool, ConnectOptions, Connection, Transaction};
 
 use crate::effects::sqlite::SqliteStore;
-use crate::effects::{Claims, SharedStore, postgres, postgres::PostgresStore, sqlite};
+use crate::effects::{Claims, SharedStore, postgres, postgres::PostgresStore};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::TenantId;
@@ -72,13 +73,19 @@ impl Db {
                 let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 std::fs::create_dir_all(folder).map_err(Error::internal)?;
                 let lock = lock(&path.with_extension("lock"))?;
-                let mut connection = sqlite::options(path).connect().await.map_err(failed)?;
+                let options = SqliteConnectOptions::new()
+                    .filename(path)
+                    .create_if_missing(true)
+                    .journal_mode(SqliteJournalMode::Wal)
+                    .auto_vacuum(SqliteAutoVacuum::Incremental)
+                    .disable_statement_logging();
+                let mut connection = options.connect().await.map_err(failed)?;
                 sqlx::migrate!("../migrations/sqlite").run(&mut connection).await.map_err(Error::internal)?;
                 connection.close().await.map_err(failed)?;
                 let url = format!("sqlite://{}", path.display());
                 Ok(Self {
                     pool: pool(&url).await?,
-                    store: Arc::new(SqliteStore::open(path).await?),
+                    store: Arc::new(SqliteStore::open(path)?),
                     claims: Claims::in_process(),
                     postgres: None,
                     _lock: Some(Arc::new(lock)),
@@ -169,7 +176,7 @@ pub async fn migrate(owner_url: &str, role: Option<&str>) -> Result<()> {
 /// The version of SQLite that reads this file, opened for reading only: a file that is no database is found
 /// out, because its schema is read.
 pub async fn sqlite_version(path: &Path) -> Result<String, sqlx::Error> {
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
+    let options = SqliteConnectOptions::new().filename(path).read_only(true);
     let mut connection = options.connect().await?;
     let version = sqlx::query_scalar("select sqlite_version() from (select count(*) from sqlite_schema)")
         .fetch_one(&mut connection)

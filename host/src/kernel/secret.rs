@@ -14,6 +14,16 @@ use crate::kernel::tenant::TenantId;
 /// Bytes of an XChaCha20 nonce.
 const NONCE_BYTES: usize = 24;
 
+/// HMAC-SHA-256 under the key of one purpose.
+#[derive(Clone)]
+pub(crate) struct Digester(Hmac<Sha256>);
+
+impl Digester {
+    pub(crate) fn digest(&self, data: &[u8]) -> [u8; 32] {
+        self.0.clone().chain_update(data).finalize().into_bytes().into()
+    }
+}
+
 /// The node's master key. Its `Debug` shows nothing.
 #[derive(Clone)]
 pub struct Master([u8; 32]);
@@ -55,10 +65,13 @@ impl Master {
 
     /// HMAC-SHA-256 under the key of this purpose.
     pub fn digest(&self, purpose: &str, tenant: Option<&TenantId>, data: &[u8]) -> [u8; 32] {
+        self.digester(purpose, tenant).digest(data)
+    }
+
+    /// The same for many texts.
+    pub(crate) fn digester(&self, purpose: &str, tenant: Option<&TenantId>) -> Digester {
         let key = self.derive(purpose, tenant);
-        let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("HMAC takes a key of any length");
-        mac.update(data);
-        mac.finalize().into_bytes().into()
+        Digester(Hmac::new_from_slice(&key).expect("HMAC takes a key of any length"))
     }
 
     /// Encrypt with XChaCha20-Poly1305 under the tenant's key, bound to `place`.

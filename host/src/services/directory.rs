@@ -8,10 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use moka::sync::Cache;
 use serde::Serialize;
 
 use crate::effects::{Effects, Statement};
+use crate::kernel::cache::Cache;
 use crate::kernel::db::{Db, column, failed};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{Plan, TenantId, TenantScope};
@@ -19,7 +19,7 @@ use crate::kernel::tenant::{Plan, TenantId, TenantScope};
 /// How long a node may act on what it has read: a revoked key or changed plan holds this long elsewhere.
 pub const FRESH: Duration = Duration::from_secs(2);
 /// Tenants whose scope is kept in memory.
-const CACHED: u64 = 10_000;
+const CACHED: usize = 10_000;
 /// Characters of a tenant's name: it has to fit into a host name's label.
 const NAME_LENGTH: usize = 63;
 
@@ -53,14 +53,13 @@ pub struct Directory {
 impl Directory {
     /// The directory in this database.
     pub fn new(db: Db) -> Self {
-        let builder = || Cache::builder().max_capacity(CACHED).time_to_live(FRESH);
         Self {
             db,
             // No tenant has an empty name.
             platform: TenantScope::mint(TenantId::from_row(PLATFORM), String::new(), Arc::default()),
-            by_name: builder().build(),
-            by_id: Cache::builder().max_capacity(CACHED).time_to_live(FRESH).build(),
-            plans: Cache::builder().max_capacity(1_000).time_to_live(FRESH).build(),
+            by_name: Cache::forgetting(CACHED, FRESH),
+            by_id: Cache::forgetting(CACHED, FRESH),
+            plans: Cache::forgetting(1_000, FRESH),
         }
     }
 
@@ -212,8 +211,8 @@ impl Directory {
 
     /// Read a tenant anew, after it was made, changed or deleted.
     pub fn forget(&self, name: &str) {
-        self.by_name.invalidate(name);
-        self.by_id.invalidate_all();
+        self.by_name.remove(name);
+        self.by_id.clear();
     }
 
     /// A plan by its name. The plan `free` exists without having been stored.
@@ -269,9 +268,9 @@ impl Directory {
 
     /// Read a plan, and the tenants that may be on it, anew.
     pub fn forget_plan(&self, name: &str) {
-        self.plans.invalidate(name);
-        self.by_name.invalidate_all();
-        self.by_id.invalidate_all();
+        self.plans.remove(name);
+        self.by_name.clear();
+        self.by_id.clear();
     }
 }
 

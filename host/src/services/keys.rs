@@ -7,17 +7,20 @@
 //! log, one after another.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use moka::sync::Cache;
+use moka::sync::Cache as Idle;
 use serde::Serialize;
 use subtle::ConstantTimeEq;
 
 use crate::effects::{Effects, Statement};
+use crate::kernel::cache::Cache;
 use crate::kernel::clock::Clock;
 use crate::kernel::db::{Db, column, failed};
 use crate::kernel::error::{Error, Kind, Result};
-use crate::kernel::secret::Master;
+use crate::kernel::secret::{Digester, Master};
 use crate::kernel::tenant::{TenantId, TenantScope};
 use crate::services::directory::FRESH;
 
@@ -26,7 +29,7 @@ const FIRST: &str = "admin";
 /// Keys of one tenant: enough for one a service and a person, few enough to list.
 const KEYS: usize = 1_000;
 /// Keys that are kept in memory.
-const KNOWN: u64 = 100_000;
+const KNOWN: usize = 100_000;
 /// How long a key that was used is remembered as one.
 const REMEMBERED: Duration = Duration::from_secs(3_600);
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -77,7 +80,7 @@ impl Right {
 }
 
 /// Who presented a valid key.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Principal {
     /// The key's public id.
     pub key: String,
@@ -121,11 +124,12 @@ impl fmt::Debug for Minted {
     }
 }
 
-#[derive(Clone)]
+/// A key's row.
 struct Stored {
-    tenant: Option<TenantId>,
+    principal: Arc<Principal>,
     digest: Vec<u8>,
-    rights: Vec<Right>,
+    /// It was presented with its secret since the row was read.
+    presented: AtomicBool,
 }
 
 /// The API keys of this database.
@@ -134,16 +138,23 @@ pub struct Keys {
     db: Db,
     clock: Clock,
     master: Master,
-    known: Cache<String, Option<Stored>>,
+    digester: Digester,
+    known: Cache<String, Option<Arc<Stored>>>,
     /// Ids of keys that were presented with their secrets not long ago.
-    valid: Cache<String, ()>,
+    valid: Idle<String, ()>,
 }
 
 impl Keys {
     /// The keys in this database, digested under this master key.
     pub fn new(db: Db, clock: Clock, master: Master) -> Self {
-        let known = Cache::builder().max_capacity(KNOWN).time_to_live(FRESH).build();
-        Self { db, clock, master, known, valid: Cache::builder().max_capacity(KNOWN).time_to_idle(REMEMBERED).build() }
+        Self {
+            db,
+            clock,
+            digester: master.digester("api-key", None),
+            master,
+            known: Cache::forgetting(KNOWN, FRESH),
+            valid: Idle::builder().max_capacity(KNOWN as u64).time_to_idle(REMEMBERED).build(),
+        }
     }
 
     /// Stage `key` as the operator's first key, replacing the one that was set this way before; nothing if it is
@@ -246,7 +257,7 @@ impl Keys {
     }
 
     fn digest(&self, secret: &str) -> Vec<u8> {
-        self.master.digest("api-key", None, secret.as_bytes()).to_vec()
+        self.digester.digest(secret.as_bytes()).to_vec()
     }
 
     /// A tenant's keys, or the operator's, in the order of their ids.
@@ -292,24 +303,24 @@ impl Keys {
 
     /// Read a key anew, after it was made or revoked: at once here, within [`FRESH`] on other nodes.
     pub fn forget(&self, id: &str) {
-        self.known.invalidate(id);
+        self.known.remove(id);
     }
 
     /// Who a credential belongs to; none if it is no valid key. `credential` comes from a stranger.
-    pub async fn authenticate(&self, credential: &str) -> Result<Option<Principal>> {
+    pub async fn authenticate(&self, credential: &str) -> Result<Option<Arc<Principal>>> {
         let (id, secret) = match parse(credential) {
             Parsed::Key { id, secret } => (id, secret),
             Parsed::Mistyped => return Ok(None),
             Parsed::Other => (FIRST, credential),
         };
         let Some(stored) = self.find(id).await? else { return Ok(None) };
-        if !bool::from(self.digest(secret).as_slice().ct_eq(&stored.digest)) {
+        if !bool::from(self.digester.digest(secret.as_bytes()).as_slice().ct_eq(&stored.digest)) {
             return Ok(None);
         }
-        if id != FIRST && self.valid.get(id).is_none() {
+        if id != FIRST && !stored.presented.swap(true, Ordering::Relaxed) {
             self.valid.insert(id.to_owned(), ());
         }
-        Ok(Some(Principal { key: id.to_owned(), tenant: stored.tenant, rights: stored.rights }))
+        Ok(Some(stored.principal.clone()))
     }
 
     /// Whether this key's id was presented with its secret not long ago. A secret of ours has too many bits to be
@@ -320,10 +331,10 @@ impl Keys {
 
     /// Forget what was read, after a tenant was deleted with its keys.
     pub fn forget_all(&self) {
-        self.known.invalidate_all();
+        self.known.clear();
     }
 
-    async fn find(&self, id: &str) -> Result<Option<Stored>> {
+    async fn find(&self, id: &str) -> Result<Option<Arc<Stored>>> {
         if let Some(known) = self.known.get(id) {
             return Ok(known);
         }
@@ -334,11 +345,15 @@ impl Keys {
             .map_err(failed)?;
         let stored = match row {
             None => None,
-            Some(row) => Some(Stored {
-                tenant: column::<Option<String>>(&row, "tenant_id")?.map(|id| TenantId::from_row(&id)),
+            Some(row) => Some(Arc::new(Stored {
+                principal: Arc::new(Principal {
+                    key: id.to_owned(),
+                    tenant: column::<Option<String>>(&row, "tenant_id")?.map(|id| TenantId::from_row(&id)),
+                    rights: column::<String>(&row, "scopes")?.split(' ').filter_map(Right::parse).collect(),
+                }),
                 digest: column(&row, "digest")?,
-                rights: column::<String>(&row, "scopes")?.split(' ').filter_map(Right::parse).collect(),
-            }),
+                presented: AtomicBool::new(false),
+            })),
         };
         self.known.insert(id.to_owned(), stored.clone());
         Ok(stored)

@@ -17,6 +17,7 @@ pub use self::authority::{Authority, Bucket, Decision, Memory, Quota, Take};
 pub use self::document::{Document, Named, Period, Rate};
 pub use self::headers::{headers, retry_after_s};
 use crate::effects::{Effects, Key, Row, Shard, Space};
+use crate::kernel::cache::Cache;
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -26,7 +27,7 @@ const SPACE: Space = Space::named("limits");
 /// Bytes of the key that a named limit is counted for: an address, a user's id, a digest.
 pub const KEY_BYTES: usize = 256;
 /// Compiled documents that are kept.
-const DOCUMENTS: u64 = 10_000;
+const DOCUMENTS: usize = 10_000;
 /// Units of the control API and of OFREP that one key may use: the contract's 200 a second, burst 1,000.
 pub const CONTROL: Quota = Quota { rate: 200, period_ms: 1_000, burst: 1_000 };
 /// Failed log-ins from one address: the contract's 100 a minute.
@@ -38,7 +39,7 @@ pub struct Limits {
     authority: Arc<dyn Authority>,
     clock: Clock,
     /// Compiled documents, and the commits that wrote them.
-    documents: moka::sync::Cache<TenantId, (u64, Arc<Document>)>,
+    documents: Cache<TenantId, (u64, Arc<Document>)>,
     none: Arc<Document>,
 }
 
@@ -83,7 +84,7 @@ impl Admission {
 impl Limits {
     /// Limits that are counted by this authority, in the time of this clock.
     pub fn new(authority: Arc<dyn Authority>, clock: Clock) -> Self {
-        Self { authority, clock, documents: moka::sync::Cache::new(DOCUMENTS), none: Arc::default() }
+        Self { authority, clock, documents: Cache::new(DOCUMENTS), none: Arc::default() }
     }
 
     /// Limits that are counted in this process.

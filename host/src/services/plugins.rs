@@ -13,10 +13,10 @@ use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
 use crate::effects::{Effects, Key, Row, Shard, Space};
+use crate::kernel::cache::Cache;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
 use crate::services::plugins::manifest::{Grants, Manifest};
@@ -30,7 +30,7 @@ const HISTORY: usize = 20;
 /// Versions that are read at a time.
 const PAGE: usize = 100;
 /// Releases that a node keeps parsed.
-const CACHED: u64 = 20_000;
+const CACHED: usize = 20_000;
 
 /// A plugin of a tenant.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

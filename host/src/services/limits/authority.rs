@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::{BoxFuture, FutureExt};
 use sha2::{Digest, Sha256};
 
+use crate::kernel::cache::Cache;
 use crate::kernel::error::{Error, Result};
 
 /// Buckets that are kept in memory, at about 150 bytes each. One that is pushed out is full again when
 /// it comes back; the policy keeps those that are used often, so that a flood of new keys pushes out
 /// itself before others.
-const BUCKETS: u64 = 262_144;
+const BUCKETS: usize = 262_144;
 /// Milliseconds that time may run backwards between threads and nodes; more is a clock that was set.
 const SKEW_MS: i64 = 5_000;
 
@@ -122,7 +123,7 @@ pub trait Authority: Send + Sync {
 
 /// Counts of this process.
 pub struct Memory {
-    buckets: moka::sync::Cache<Bucket, Arc<Mutex<Level>>>,
+    buckets: Cache<Bucket, Arc<Mutex<Level>>>,
 }
 
 /// What is used of a bucket, and when that was so.
@@ -183,8 +184,8 @@ impl Memory {
         Self::holding(BUCKETS)
     }
 
-    fn holding(buckets: u64) -> Self {
-        Self { buckets: moka::sync::Cache::new(buckets) }
+    fn holding(buckets: usize) -> Self {
+        Self { buckets: Cache::new(buckets) }
     }
 
     fn decide(&self, takes: &[Take], now_ms: i64) -> Result<Vec<Decision>> {
@@ -196,7 +197,7 @@ impl Memory {
         }
         let levels: Vec<Arc<Mutex<Level>>> = takes
             .iter()
-            .map(|take| self.buckets.get_with(take.bucket, || Arc::new(Mutex::new(Level::empty(take.quota, now_ms)))))
+            .map(|take| self.buckets.get_or_make(&take.bucket, || Arc::new(Mutex::new(Level::empty(take.quota, now_ms)))))
             .collect();
         let mut held: Vec<(usize, MutexGuard<'_, Level>)> =
             order.into_iter().map(|n| (n, levels[n].lock().unwrap_or_else(PoisonError::into_inner))).collect();
