@@ -1,8 +1,10 @@
 //! The commands as people type them: what they print, and how they end.
 
-use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -28,6 +30,9 @@ on_both_engines! {
     a_secret_is_used_and_replaced_and_never_shown,
     a_newcomer_makes_a_plugin_works_on_it_and_deploys_it,
 }
+
+/// How long a line of a running command is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a command printed, and its exit code.
 struct Ended {
@@ -84,20 +89,32 @@ fn chalet(server: &Server, key: Option<&str>, arguments: &str, stdin: &[u8]) -> 
 /// A client command that is still running, line by line.
 struct Running {
     process: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Running {
     fn start(mut command: Command) -> Self {
         let mut process = command.spawn().expect("the binary is built");
-        let lines = BufReader::new(process.stdout.take().expect("stdout is piped")).lines();
+        let printed = BufReader::new(process.stdout.take().expect("stdout is piped")).lines();
+        let (tell, lines) = mpsc::channel();
+        // A line that does not come must not hold up the tests for good.
+        std::thread::spawn(move || {
+            for line in printed {
+                let _ = tell.send(line.expect("it prints UTF-8"));
+            }
+        });
         Self { process, lines }
     }
 
     /// The next line that contains this; what came before is passed over.
     fn line(&mut self, part: &str) -> String {
-        let line = self.lines.by_ref().map(|line| line.expect("it prints UTF-8")).find(|line| line.contains(part));
-        line.unwrap_or_else(|| panic!("it ended without a line with {part}"))
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(_) => {}
+                Err(_) => panic!("there was no line with {part}"),
+            }
+        }
     }
 
     /// Press Ctrl-C, and the lines that were still to be read.
@@ -105,7 +122,7 @@ impl Running {
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
         self.process.wait().expect("it ends");
-        self.lines.map(|line| line.expect("it prints UTF-8")).collect()
+        self.lines.into_iter().collect()
     }
 }
 

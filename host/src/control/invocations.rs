@@ -131,15 +131,16 @@ impl Tail {
         let mut effects = self.door.shard.begin(&self.scope);
         let (records, _) = invocations::list(&mut effects, None, LOOK).await?;
         let seen = records.iter().map(|record| record.id.clone()).collect();
-        let seen = std::mem::replace(&mut self.seen, seen);
-        let new = records.into_iter().filter(|record| !seen.contains(&record.id));
-        for record in new.collect::<Vec<_>>().into_iter().rev() {
-            if self.filter.plugin.as_ref().is_some_and(|plugin| **plugin != *record.plugin) {
-                continue;
+        let mut new = Vec::new();
+        for record in records.into_iter().filter(|record| !self.seen.contains(&record.id)).rev() {
+            if self.filter.plugin.as_ref().is_none_or(|plugin| **plugin == *record.plugin) {
+                let log = invocations::log(&mut effects, &record.id).await?;
+                new.push(Detail { record, log });
             }
-            let log = invocations::log(&mut effects, &record.id).await?;
-            self.waiting.push_back(Detail { record, log });
         }
+        // Only now: a look that ends before, since something was committed meanwhile, has shown nothing to anybody.
+        self.seen = seen;
+        self.waiting.extend(new);
         Ok(())
     }
 }
