@@ -35,6 +35,7 @@ mod meters;
 mod misbehave;
 mod plugins;
 mod postgres;
+mod readers;
 mod real;
 mod secrets;
 mod shape;

@@ -35,6 +35,8 @@ const CHUNK: usize = 256;
 const CHECKPOINT_BYTES: u64 = 4 << 20;
 /// Bytes of write-ahead log at which the writer waits for readers, so that the log starts anew.
 const RESTART_BYTES: u64 = 64 << 20;
+/// How long it waits: longer than reads of the host's own take, and hardly felt if somebody else's stays.
+const RESTART_WAIT: Duration = Duration::from_millis(500);
 
 /// A SQLite file as a store.
 pub(crate) struct SqliteStore {
@@ -43,6 +45,8 @@ pub(crate) struct SqliteStore {
     readers: SqlitePool,
     wal: std::path::PathBuf,
     unchecked: AtomicU64,
+    /// Bytes of write-ahead log at which readers are waited for next.
+    restart_at: AtomicU64,
 }
 
 /// The options of every connection to the file.
@@ -82,10 +86,11 @@ impl SqliteStore {
         wal.push("-wal");
         Ok(Self {
             writer: Mutex::new(connect().await?),
-            checkpointer: Mutex::new(connect().await?),
+            checkpointer: Mutex::new(options.clone().busy_timeout(RESTART_WAIT).connect().await.map_err(failed)?),
             readers,
             wal: wal.into(),
             unchecked: AtomicU64::new(0),
+            restart_at: AtomicU64::new(RESTART_BYTES),
         })
     }
 
@@ -96,15 +101,25 @@ impl SqliteStore {
             return;
         }
         let bytes = std::fs::metadata(&self.wal).map_or(0, |file| file.len());
-        let outcome = if bytes >= RESTART_BYTES {
-            sqlx::query("pragma wal_checkpoint(restart)").execute(&mut *self.checkpointer.lock().await).await
-        } else if bytes >= CHECKPOINT_BYTES {
-            sqlx::query("pragma wal_checkpoint(passive)").execute(&mut *self.checkpointer.lock().await).await
-        } else {
+        let restart = bytes >= self.restart_at.load(Ordering::Relaxed);
+        if bytes < CHECKPOINT_BYTES {
             return;
-        };
-        if let Err(error) = outcome {
-            tracing::warn!(%error, "the write-ahead log could not be checkpointed; it will be tried again");
+        }
+        // Cut off, so that its size says how much of it is used.
+        let sql = if restart { "pragma wal_checkpoint(truncate)" } else { "pragma wal_checkpoint(passive)" };
+        let outcome = sqlx::query(sql).fetch_one(&mut *self.checkpointer.lock().await).await;
+        // Whether it was kept from it, the pages of the log, and those that are copied.
+        let outcome = outcome
+            .and_then(|row| Ok((row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?, row.try_get::<i64, _>(2)?)));
+        match outcome {
+            // A reader that stays, such as a backup of the operator's: it is waited for again when twice as much is there,
+            // so that those who write wait seldom.
+            Ok((1.., ..)) if restart => self.restart_at.store(2 * bytes, Ordering::Relaxed),
+            Ok((_, pages, copied)) if pages == copied => self.restart_at.store(RESTART_BYTES, Ordering::Relaxed),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the write-ahead log could not be checkpointed; it will be tried again");
+            }
         }
     }
 }
@@ -262,7 +277,9 @@ impl Store for SqliteStore {
                 }
                 verdicts
             };
-            self.checkpoint().await;
+            if !breaks.checkpoint {
+                self.checkpoint().await;
+            }
             Ok(verdicts)
         }
         .boxed()

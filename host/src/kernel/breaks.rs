@@ -21,6 +21,8 @@ pub struct Breaks {
     pub tenant: bool,
     /// Changes leave no record in the audit log.
     pub audit: bool,
+    /// SQLite: the write-ahead log is never copied into the file.
+    pub checkpoint: bool,
     /// Compile workers give nothing up, and get the node's environment.
     pub confine: bool,
     /// Code is run whatever its seal says.
@@ -53,6 +55,7 @@ impl Breaks {
             cache_tenant: has("cache_tenant"),
             tenant: has("tenant"),
             audit: has("audit"),
+            checkpoint: has("checkpoint"),
             confine: has("confine"),
             seal: has("seal"),
             turns: has("turns"),
