@@ -41,6 +41,7 @@ mod secrets;
 mod shape;
 mod store;
 mod sweep;
+mod timing;
 mod transaction;
 mod upload;
 mod webhook;

@@ -19,6 +19,8 @@ pub struct Breaks {
     pub cache_tenant: bool,
     /// A tenant's key opens every tenant.
     pub tenant: bool,
+    /// Another tenant's name is looked up before it is refused.
+    pub names: bool,
     /// Changes leave no record in the audit log.
     pub audit: bool,
     /// SQLite: the write-ahead log is never copied into the file.
@@ -54,6 +56,7 @@ impl Breaks {
             cache: has("cache"),
             cache_tenant: has("cache_tenant"),
             tenant: has("tenant"),
+            names: has("names"),
             audit: has("audit"),
             checkpoint: has("checkpoint"),
             confine: has("confine"),
