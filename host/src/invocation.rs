@@ -9,8 +9,8 @@ mod admission;
 mod tally;
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use self::tally::{FLUSH, Tally};
@@ -454,7 +454,26 @@ struct Started {
     record: Record,
     bytes_in: u64,
     bytes_out: u64,
-    open: Option<(Tally, TenantScope)>,
+    open: Option<Arc<Open>>,
+}
+
+/// What is counted of an invocation whose caller went away, when both have let go of it: the caller, and the guest, which
+/// outlives it by a moment and only then knows what it burned.
+struct Open {
+    tally: Tally,
+    scope: TenantScope,
+    cancelled: OnceLock<(Record, Compute)>,
+    fuel: AtomicU64,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let Some((mut record, mut compute)) = self.cancelled.take() else { return };
+        let fuel = *self.fuel.get_mut();
+        record.fuel = record.fuel.saturating_add(fuel);
+        compute.fuel = record.fuel;
+        self.tally.add(&self.scope, (record, compute), Vec::new());
+    }
 }
 
 impl Started {
@@ -478,7 +497,8 @@ impl Started {
             error: None,
             started_at_ms: now_ms,
         };
-        let open = Some((invoker.0.tally.clone(), work.scope.clone()));
+        let (tally, scope) = (invoker.0.tally.clone(), work.scope.clone());
+        let open = Some(Arc::new(Open { tally, scope, cancelled: OnceLock::new(), fuel: AtomicU64::new(0) }));
         Self { at: Instant::now(), now_ms, record, bytes_in: bytes_in as u64, bytes_out: 0, open }
     }
 
@@ -504,18 +524,21 @@ impl Started {
         }
     }
 
-    /// What counts the fuel of a run that outlives its caller by a moment.
+    /// What is told the fuel of a run that ended without its caller.
     fn abandoned(&self) -> Box<dyn Fn(u64) + Send + Sync> {
-        let Some((tally, scope)) = self.open.clone() else { return Box::new(|_| {}) };
-        let Compute { plugin, hour_ms, .. } = self.compute();
+        let open = self.open.clone();
         Box::new(move |fuel| {
-            tally.count(&scope, Compute { plugin: plugin.clone(), hour_ms, fuel, ..Compute::default() });
+            if let Some(open) = &open {
+                open.fuel.fetch_add(fuel, Ordering::Relaxed);
+            }
         })
     }
 
     /// End it: what is left to count.
     fn close(&mut self) -> (Record, Compute) {
-        self.open = None;
+        // A fault of the host may have lost the guest, and not what it burned.
+        let lost = self.open.take().map_or(0, |open| open.fuel.load(Ordering::Relaxed));
+        self.record.fuel = self.record.fuel.saturating_add(lost);
         (self.record.clone(), self.compute())
     }
 
@@ -542,9 +565,9 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        if let Some((tally, scope)) = self.open.take() {
+        if let Some(open) = self.open.take() {
             self.finish(0);
-            tally.add(&scope, (self.record.clone(), self.compute()), Vec::new());
+            let _ = open.cancelled.set((self.record.clone(), self.compute()));
         }
     }
 }

@@ -99,14 +99,21 @@ async fn a_caller_that_goes_away_frees_all_that_it_held(engine: Engine) {
     let records = expect(tenant.api(Method::GET, "/invocations?limit=100"), StatusCode::OK).await;
     let records = records["data"].as_array().expect("a list").clone();
     for plugin in ["guest-http", "guest-misbehave"] {
-        let cancelled = records.iter().filter(|one| one["plugin"] == plugin && one["outcome"] == "cancelled").count();
-        assert_eq!(cancelled, TRIES, "{plugin}: {records:?}");
+        let cancelled = |one: &&Value| one["plugin"] == plugin && one["outcome"] == "cancelled";
+        assert_eq!(records.iter().filter(cancelled).count(), TRIES, "{plugin}: {records:?}");
     }
-    // What was computed until then is billed, though nobody waited for it: 20 ms and more of an endless loop, each.
+    // What was computed until then is billed, though nobody waited for it: 20 ms and more of an endless loop, each. Each
+    // record shows what is billed for it.
     let usage = expect(tenant.api(Method::GET, "/usage?meter=fuel&group_by=plugin"), StatusCode::OK).await;
     let burned = usage["data"].as_array().expect("rows").iter().find(|row| row["group"]["plugin"] == "guest-misbehave");
     let burned: f64 = burned.and_then(|row| row["value"].as_str()?.parse().ok()).unwrap_or_default();
     assert!(burned > TRIES as f64 * 1_000_000.0, "{burned} units of fuel were billed: {usage}");
+    let cancelled = |one: &&Value| one["plugin"] == "guest-misbehave" && one["outcome"] == "cancelled";
+    let shown = |one: &Value| one["fuel"].as_f64().is_some_and(|fuel| fuel > 1_000_000.0);
+    assert!(records.iter().filter(cancelled).all(shown), "{records:?}");
+    let recorded: f64 =
+        records.iter().filter(|one| one["plugin"] == "guest-misbehave").filter_map(|one| one["fuel"].as_f64()).sum();
+    assert_eq!(recorded, burned, "{records:?}");
     watch.end(&server).await;
 }
 

@@ -1,6 +1,8 @@
 //! Outgoing HTTP: to granted hosts, never inwards, and once over re-runs.
 
 mod hostile;
+mod names;
+mod tls;
 
 use std::collections::HashSet;
 use std::sync::Arc;

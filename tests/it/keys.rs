@@ -17,15 +17,25 @@ on_both_engines! {
 }
 
 /// A client at another loopback address.
-fn at(address: Ipv4Addr) -> Client {
+pub fn at(address: Ipv4Addr) -> Client {
     Client::builder().local_address(IpAddr::V4(address)).pool_max_idle_per_host(4).build().expect("a client")
 }
 
-/// A key of the right form that nobody was given: its checksum is made as the server makes it.
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// So many digits of a key.
+pub fn digits(length: usize) -> String {
+    (0..length).map(|_| char::from(DIGITS[rand::random_range(0..62)])).collect()
+}
+
+/// A key of the right form that nobody was given.
 fn guess() -> String {
-    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let text = |length: usize| (0..length).map(|_| char::from(DIGITS[rand::random_range(0..62)])).collect::<String>();
-    let body = format!("chalet_{}_{}", text(12), text(32));
+    key(&digits(12), &digits(32))
+}
+
+/// The key of this id and secret: its checksum is made as the server makes it.
+pub fn key(id: &str, secret: &str) -> String {
+    let body = format!("chalet_{id}_{secret}");
     let mut rest = crc32fast::hash(body.as_bytes()) as usize;
     let mut sum = [b'0'; 6];
     for digit in sum.iter_mut().rev() {

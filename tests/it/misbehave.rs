@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::kit::engine::Engine;
 use crate::kit::guests::{costly, written};
+use crate::kit::oracle::Watch;
 use crate::kit::server::{Tenant, expect};
 
 on_both_engines! {
@@ -61,9 +62,7 @@ async fn each_misbehaviour_is_an_error_of_its_own_and_commits_nothing(engine: En
     expect(server.admin(Method::PATCH, "/v1/tenants/hostile").json(&json!({ "plan": "patient" })), StatusCode::OK)
         .await;
     hostile.deploy("guest-misbehave").await;
-    let neighbour = server.tenant("neighbour").await;
-    neighbour.deploy("guest-hello").await;
-    let pid = server.pid();
+    let watch = Watch::begin(&server).await;
     for (what, status, codes) in CASES {
         let answer = hostile.call(Method::GET, "guest-misbehave", &format!("/{what}")).send().await.expect("an answer");
         let invocation = answer.headers()["chalet-invocation"].to_str().expect("an id").to_owned();
@@ -74,26 +73,27 @@ async fn each_misbehaviour_is_an_error_of_its_own_and_commits_nothing(engine: En
         assert_eq!(hostile.kv("misbehave", "trace").await, None, "{what} left something behind");
         let record = expect(hostile.api(Method::GET, &format!("/invocations/{invocation}")), StatusCode::OK).await;
         assert_eq!((record["outcome"].as_str(), record["code"].as_str()), (Some("failed"), Some(code)), "{what}");
-        well(&neighbour).await;
     }
-    assert_eq!(server.pid(), pid);
-    assert_eq!(expect(server.anonymous(Method::GET, "/healthz"), StatusCode::OK).await, serde_json::Value::Null);
+    watch.end(&server).await;
 }
 
 async fn a_guests_memory_is_new_at_every_call(engine: Engine) {
     let server = engine.server().await;
     let tenant = server.tenant("acme").await;
     tenant.deploy("guest-misbehave").await;
+    let watch = Watch::begin(&server).await;
     for _ in 0..50 {
         let answer = tenant.call(Method::GET, "guest-misbehave", "/global").send().await.expect("an answer");
         assert_eq!(answer.text().await.expect("text"), "0");
     }
+    watch.end(&server).await;
 }
 
 async fn what_is_too_much_is_cut_or_refused_without_harm(engine: Engine) {
     let server = engine.server().await;
     let tenant = server.tenant("acme").await;
     tenant.deploy("guest-misbehave").await;
+    let watch = Watch::begin(&server).await;
     let flood = tenant.call(Method::GET, "guest-misbehave", "/log-flood").send().await.expect("an answer");
     assert_eq!(flood.status(), StatusCode::OK);
     let id = flood.headers()["chalet-invocation"].to_str().expect("an id").to_owned();
@@ -102,9 +102,9 @@ async fn what_is_too_much_is_cut_or_refused_without_harm(engine: Engine) {
     let bytes: usize = lines.iter().filter_map(|line| Some(line["message"].as_str()?.len())).sum();
     assert!(bytes <= (64 << 10) + 200 && bytes > 32 << 10, "{bytes} bytes of log");
     for what in ["writes", "huge-value", "strings", "host-calls"] {
-        let answer = tenant.call(Method::GET, "guest-misbehave", &format!("/{what}")).send().await.expect("an answer");
-        assert!(answer.status() != StatusCode::INTERNAL_SERVER_ERROR, "{what} answered {}", answer.status());
+        tenant.call(Method::GET, "guest-misbehave", &format!("/{what}")).send().await.expect("an answer");
     }
+    watch.end(&server).await;
 }
 
 async fn others_are_answered_while_a_tenant_spins_on_every_core(engine: Engine) {
@@ -117,6 +117,7 @@ async fn others_are_answered_while_a_tenant_spins_on_every_core(engine: Engine) 
     let neighbour = server.tenant("neighbour").await;
     neighbour.deploy("guest-hello").await;
     well(&neighbour).await;
+    let watch = Watch::begin(&server).await;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let spinning: Vec<_> =
         (0..2 * cores).map(|_| tokio::spawn(hostile.call(Method::GET, "guest-misbehave", "/loop").send())).collect();
@@ -131,19 +132,15 @@ async fn others_are_answered_while_a_tenant_spins_on_every_core(engine: Engine) 
     for one in spinning {
         assert_eq!(one.await.expect("no panic").expect("an answer").status(), StatusCode::GATEWAY_TIMEOUT);
     }
+    watch.end(&server).await;
 }
 
 async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody(engine: Engine) {
     let server = engine.server().await;
-    let (hostile, neighbour) = (server.tenant("hostile").await, server.tenant("neighbour").await);
-    neighbour.deploy("guest-hello").await;
-    let bomb = costly();
-    let upload = tokio::spawn(hostile.api(Method::PUT, "/plugins/start").body(bomb).timeout(PATIENCE).send());
-    while !upload.is_finished() {
-        well(&neighbour).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let refused = upload.await.expect("no panic").expect("an answer");
+    let hostile = server.tenant("hostile").await;
+    let watch = Watch::begin(&server).await;
+    let upload = hostile.api(Method::PUT, "/plugins/start").body(costly()).timeout(PATIENCE);
+    let refused = upload.send().await.expect("an answer");
     assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
     let problem: serde_json::Value = refused.json().await.expect("a problem");
     assert_eq!(problem["code"], "compile_limit", "{problem}");
@@ -152,12 +149,15 @@ async fn an_upload_that_takes_too_long_to_compile_is_refused_and_harms_nobody(en
     expect(hostile.api(Method::GET, "/plugins/start"), StatusCode::NOT_FOUND).await;
     hostile.deploy("guest-hello").await;
     well(&hostile).await;
+    watch.end(&server).await;
 }
 
 async fn a_guest_that_spins_in_its_start_function_is_stopped(engine: Engine) {
     let server = engine.server().await;
     let tenant = server.tenant("acme").await;
     tenant.deploy_bytes("start", written(|text| text)).await;
+    let watch = Watch::begin(&server).await;
     let problem = expect(tenant.call(Method::GET, "start", "/"), StatusCode::GATEWAY_TIMEOUT).await;
     assert!(matches!(problem["code"].as_str(), Some("deadline_exceeded" | "fuel_exhausted")), "{problem}");
+    watch.end(&server).await;
 }

@@ -1,8 +1,10 @@
-//! The background task that removes what nobody can see any more.
+//! The background task that removes what nobody can see any more, and what a deleted tenant leaves.
 
+use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use chalet::effects::{Effects, Shard, Space};
+use chalet::effects::{Claim, Compute, Effects, Shard, Space, Verdict, testing};
 use chalet::kernel::error::Kind;
 use chalet::kernel::tenant::TenantScope;
 use chalet::services::directory::Directory;
@@ -19,6 +21,8 @@ on_both_engines! {
     expired_rows_of_every_tenant_are_removed_after_the_grace_time,
     a_component_that_no_version_names_is_removed,
     a_tenant_keeps_its_latest_records,
+    what_a_deleted_tenant_left_is_removed_in_pieces_between_which_others_commit,
+    the_sweeper_works_beside_commits,
 }
 
 const KV: Space = Space::named("kv/things");
@@ -150,4 +154,103 @@ async fn a_tenant_keeps_its_latest_records(engine: Engine) {
     assert_eq!((left, more), (ids.iter().rev().take(50).cloned().collect(), false));
     let log = async |id: &str| invocations::log(&mut shard.begin(&scope), id).await.expect("read").len();
     assert_eq!((log(&ids[619]).await, log(&ids[569]).await), (1, 0), "a log goes with its record");
+}
+
+/// Commit a row of a tenant.
+async fn write(shard: &Shard, scope: &TenantScope, key: &str, expires_at_ms: Option<i64>) {
+    let mut effects = shard.begin(scope);
+    effects.put(KV.key(key.to_owned()), "x", expires_at_ms).expect("staged");
+    let verdict = shard.commit(effects.into_set(None, None)).await.expect("decided");
+    assert!(matches!(verdict, Verdict::Committed { .. }), "{verdict:?}");
+}
+
+/// Commit for a tenant without a pause while `work` lasts: what it gives, and how many commits there were.
+async fn beside_commits<T>(shard: &Shard, scope: &TenantScope, work: impl Future<Output = T>) -> (T, u64) {
+    let mut work = pin!(work);
+    let mut commits = 0;
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return (done, commits),
+            () = write(shard, scope, "busy", None) => commits += 1,
+        }
+    }
+}
+
+async fn what_a_deleted_tenant_left_is_removed_in_pieces_between_which_others_commit(engine: Engine) {
+    let bench = engine.bench().await;
+    let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
+    let (gone, stays) = (made(&shard, &directory, "gone").await, made(&shard, &directory, "stays").await);
+    let left = async || testing::left(&bench.db, &gone).await.expect("counted");
+    // Small rows, of which a piece has 512, and large ones, of which it has four.
+    for n in 0..5 {
+        let mut effects = shard.begin(&gone);
+        for m in 0..900 {
+            effects.put(KV.key(format!("{n}/{m}")), "x", None).expect("staged");
+        }
+        for m in 0..8 {
+            effects.put(KV.key(format!("large/{n}/{m}")), vec![b'x'; 256 << 10], None).expect("staged");
+        }
+        let usage = Compute { plugin: "p".into(), hour_ms: n * Compute::HOUR_MS, ..Compute::default() };
+        shard.commit(effects.into_set(None, Some(usage))).await.expect("committed");
+    }
+    let upload = vec![b'x'; 5 << 20];
+    let digest = components::digest(&upload);
+    let upload = async || components::store(&bench.db, &gone, &digest, &upload, bench.clock.now_ms()).await;
+    upload().await.expect("stored");
+    let claim = bench.db.claims().claim(&gone, "a request that ended with its node", b"", "o", ms(60_000)).await;
+    assert_eq!(claim.expect("claimed"), Claim::Claimed);
+    let all = left().await;
+    directory.purge(&shard, gone.id()).await.expect("looked at");
+    assert_eq!(left().await, all, "a tenant that is there keeps what it has");
+
+    let delete = async |effects: &mut Effects| directory.delete(effects, &gone).await;
+    shard.transact(directory.platform(), delete).await.expect("deleted");
+    assert_eq!(left().await, all - 1, "all but its head");
+    // Ended in the middle, as by a crash.
+    let some = async {
+        let mut seen = vec![left().await];
+        while seen.last().is_some_and(|rows| *rows > all / 2) {
+            seen.push(left().await);
+        }
+        seen.dedup();
+        seen
+    };
+    let (seen, _) = beside_commits(&shard, &stays, async {
+        tokio::select! {
+            purged = directory.purge(&shard, gone.id()) => panic!("it was over at once: {purged:?}"),
+            seen = some => seen,
+        }
+    })
+    .await;
+    assert!(seen.len() >= 3, "it went in one piece: {seen:?}");
+    let commits = || shard.counts().commits.load(Ordering::Relaxed);
+    let before = commits();
+    let (purged, others) = beside_commits(&shard, &stays, directory.purge(&shard, gone.id())).await;
+    purged.expect("removed");
+    assert_eq!(left().await, 0);
+    let pieces = commits() - before - others;
+    println!("{others} commits of another tenant beside {pieces} pieces");
+    assert!(others >= 5 && pieces >= 10, "{others} commits beside {pieces} pieces");
+
+    // An upload that was on its way; the sweeper comes for it when none can be any more.
+    upload().await.expect("stored");
+    bench.clock.advance(ms(GRACE_MS + 1_000));
+    let (swept, _) = beside_commits(&shard, &stays, sweep::run(&bench.db, &shard, &directory)).await;
+    swept.expect("swept");
+    assert_eq!((left().await, testing::due(&bench.db, &gone).await.expect("asked")), (0, None));
+}
+
+/// On SQLite, whoever reads and then writes in one transaction is refused when a commit came between.
+async fn the_sweeper_works_beside_commits(engine: Engine) {
+    let bench = engine.bench().await;
+    let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
+    let (swept, busy) = (made(&shard, &directory, "swept").await, made(&shard, &directory, "busy").await);
+    for n in 0..20 {
+        write(&shard, &swept, &format!("{n}"), Some(bench.clock.now_ms() + 1_000)).await;
+        bench.clock.advance(ms(GRACE_MS + 2_000));
+        let (done, _) = beside_commits(&shard, &busy, sweep::run(&bench.db, &shard, &directory)).await;
+        done.unwrap_or_else(|error| panic!("run {n}: {error:?}"));
+        assert_eq!(shard.store().scan(&swept, &KV.prefix(""), i64::MIN, 10).await.expect("read").1.len(), 0);
+    }
 }

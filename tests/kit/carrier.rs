@@ -23,8 +23,12 @@ pub fn manifest(name: &str, version: &str) -> Manifest {
 
 /// A carrier with its manifest, ready to be uploaded.
 pub fn named(component: Vec<u8>, name: &str, version: &str) -> Vec<u8> {
-    // Not by `build::embed`, which reads the component to its end: a damaged one must reach the server.
-    let manifest = manifest(name, version).to_json();
+    with(component, &manifest(name, version))
+}
+
+/// A component with this manifest. Not by `build::embed`, which looks at both: a damaged one must reach the server.
+pub fn with(component: Vec<u8>, manifest: &Manifest) -> Vec<u8> {
+    let manifest = manifest.to_json();
     let custom = encode::CustomSection { name: "chalet:manifest".into(), data: manifest.into() };
     let mut component = component;
     encode::ComponentSection::append_to_component(&custom, &mut component);

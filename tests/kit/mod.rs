@@ -15,5 +15,6 @@ pub mod server;
 pub mod soak;
 pub mod stock;
 pub mod store;
+pub mod timing;
 pub mod wat;
 pub mod wire;

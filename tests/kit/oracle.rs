@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, StatusCode};
 use tokio::task::JoinHandle;
 
-use crate::kit::process::{descriptors, resident_mib};
+use crate::kit::process::{descriptors, own_mib};
 use crate::kit::server::{IDLE_CONNECTIONS, Server};
 
-/// How much more memory than before a server may hold afterwards: what an allocator keeps of a burst.
+/// How much more memory of its own than before a server may hold afterwards: what an allocator keeps of a burst.
 const MEMORY_MIB: f64 = 64.0;
 /// How long it may take to come back to that.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// A watch over a server, from before something hostile is done to it until after.
 pub struct Watch {
     pid: u32,
-    resident_mib: f64,
+    own_mib: f64,
     descriptors: usize,
     stop: Arc<AtomicBool>,
     canary: JoinHandle<Vec<Duration>>,
@@ -53,7 +53,7 @@ impl Watch {
             took
         });
         let pid = server.pid();
-        Self { pid, resident_mib: resident_mib(pid), descriptors: descriptors(pid), stop, canary, panics: 0.0 }
+        Self { pid, own_mib: own_mib(pid), descriptors: descriptors(pid), stop, canary, panics: 0.0 }
     }
 
     /// The test makes the host panic so many times.
@@ -74,14 +74,14 @@ impl Watch {
         assert_eq!(server.answered(500).await, 0.0, "requests were answered with 500");
         let until = Instant::now() + PATIENCE;
         loop {
-            let (memory, open) = (resident_mib(self.pid), descriptors(self.pid));
-            if memory <= self.resident_mib + MEMORY_MIB && open <= self.descriptors + DESCRIPTORS {
+            let (memory, open) = (own_mib(self.pid), descriptors(self.pid));
+            if memory <= self.own_mib + MEMORY_MIB && open <= self.descriptors + DESCRIPTORS {
                 return took;
             }
             assert!(
                 Instant::now() < until,
                 "the server keeps {memory:.0} MiB and {open} descriptors; it had {:.0} and {}",
-                self.resident_mib,
+                self.own_mib,
                 self.descriptors
             );
             tokio::time::sleep(Duration::from_millis(100)).await;

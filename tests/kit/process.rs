@@ -66,6 +66,11 @@ pub fn resident_mib(pid: u32) -> f64 {
     memory_mib(pid, "VmRSS:")
 }
 
+/// Memory that a process has to itself: what it wrote. Code and files that it maps come and go with the page cache.
+pub fn own_mib(pid: u32) -> f64 {
+    memory_mib(pid, "RssAnon:")
+}
+
 /// The most resident memory of a process since [`forget_peak`].
 pub fn peak_mib(pid: u32) -> f64 {
     memory_mib(pid, "VmHWM:")

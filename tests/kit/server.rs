@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -35,6 +35,7 @@ pub struct Setup {
     pub variables: Vec<(String, String)>,
     logged: bool,
     listen: Option<SocketAddr>,
+    resolver: Option<PathBuf>,
 }
 
 impl Setup {
@@ -57,6 +58,14 @@ impl Setup {
     #[must_use]
     pub fn at(mut self, address: SocketAddr) -> Self {
         self.listen = Some(address);
+        self
+    }
+
+    /// Let it resolve names as this `resolv.conf` says, in a place of its own where the file stands in for the machine's. Only
+    /// root may make one.
+    #[must_use]
+    pub fn resolving(mut self, resolver: &Path) -> Self {
+        self.resolver = Some(resolver.to_owned());
         self
     }
 
@@ -230,7 +239,15 @@ impl Drop for Server {
 }
 
 fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
-    let mut command = Command::new(binary());
+    let mut command = match &setup.resolver {
+        None => Command::new(binary()),
+        Some(resolver) => {
+            let mount = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "sh", "-c", mount]).arg(resolver).arg(binary());
+            command
+        }
+    };
     command
         .args(["serve", "--listen", &setup.listen.unwrap_or(([127, 0, 0, 1], 0).into()).to_string(), "--data"])
         .arg(data)

@@ -8,6 +8,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
+use crate::control::plans;
 use crate::gateway::respond::Problem;
 
 #[derive(utoipa::OpenApi)]
@@ -53,8 +54,10 @@ const PROBLEMS: &[(StatusCode, &str)] = &[
     (StatusCode::SERVICE_UNAVAILABLE, "Too busy, or the database does not answer; try again"),
 ];
 
-/// Say of every operation how it fails. It is said here once, so that no route forgets it.
+/// Say of every operation how it fails, and what bounds a plan's numbers. It is said here once, so that no route forgets it.
 pub(super) fn complete(mut openapi: OpenApi) -> OpenApi {
+    let schemas = openapi.components.iter_mut().flat_map(|components| &mut components.schemas);
+    schemas.filter(|(name, _)| *name == "Plan").for_each(|(_, plan)| plans::bound(plan));
     for item in openapi.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {

@@ -4,6 +4,9 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use serde_json::{Map, Value};
+use utoipa::PartialSchema as _;
+use utoipa::openapi::{KnownFormat, RefOr, Schema, SchemaFormat};
 
 use crate::control::change::{Change, commit, json, parse_json};
 use crate::control::page::List;
@@ -34,16 +37,44 @@ pub(super) async fn get(State(door): State<Door>, Path(name): Path<String>) -> R
     responses((status = 200, body = Plan)))]
 pub(super) async fn put(State(door): State<Door>, Path(name): Path<String>, request: Request) -> Result<Response> {
     let change = Change::read(request, &door, |_| BODY_BYTES).await?;
-    let mut fields: serde_json::Map<String, serde_json::Value> = change.json()?;
+    let mut fields: Map<String, Value> = change.json()?;
     if fields.get("name").is_some_and(|given| *given != name) {
         return Err(Error::invalid("the plan's name in the body is not the one in the path"));
     }
     fields.insert("name".into(), name.into());
-    let plan: Plan = parse_json(serde_json::Value::from(fields).to_string().as_bytes())?;
+    check_numbers(&fields)?;
+    let plan: Plan = parse_json(Value::from(fields).to_string().as_bytes())?;
     let response = commit!(change, |effects| {
         door.directory.put_plan(effects, &plan)?;
         json(StatusCode::OK, &plan)
     });
     door.directory.forget_plan(&plan.name);
     Ok(response)
+}
+
+/// Say in a plan's schema how large its numbers may be: what their formats hold, which JSON Schema alone takes for a remark.
+pub(super) fn bound(plan: &mut RefOr<Schema>) {
+    let RefOr::T(Schema::Object(plan)) = plan else { return };
+    for field in plan.properties.values_mut() {
+        let RefOr::T(Schema::Object(field)) = field else { continue };
+        field.maximum = match &field.format {
+            Some(SchemaFormat::KnownFormat(KnownFormat::Int32)) => Some(i32::MAX.into()),
+            Some(SchemaFormat::KnownFormat(KnownFormat::Int64)) => Some(i64::MAX.into()),
+            _ => None,
+        };
+    }
+}
+
+/// Refuse numbers that the document does not allow: some fields would hold twice as much.
+fn check_numbers(fields: &Map<String, Value>) -> Result<()> {
+    let mut document = Plan::schema();
+    bound(&mut document);
+    let document = serde_json::to_value(document).map_err(Error::internal)?;
+    for (field, value) in fields {
+        let Some(most) = document["properties"][field]["maximum"].as_u64() else { continue };
+        if value.as_u64().is_none_or(|number| number > most) {
+            return Err(Error::invalid(format!("{field} is a whole number from 0 to {most}")));
+        }
+    }
+    Ok(())
 }

@@ -130,7 +130,7 @@ pub(super) async fn delete(State(door): State<Door>, Tenant(scope): Tenant, chan
     door.keys.forget_all();
     door.shard.forget(&scope);
     // Nothing, if the tenant is still there; what fails here, the sweeper does.
-    if let Err(error) = door.directory.purge(scope.id()).await {
+    if let Err(error) = door.directory.purge(&door.shard, scope.id()).await {
         tracing::warn!(?error, "what a deleted tenant stored is removed later");
     }
     response

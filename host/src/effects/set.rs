@@ -130,8 +130,8 @@ impl Compute {
     }
 }
 
-/// A change of tables that are no tenant's map, such as the directory's, in the transaction of a set: it happens if
-/// and only if the set is committed. The SQL is portable; what comes from outside is a value.
+/// A change of tables that are no tenant's map, such as the directory's, or of what is left of a tenant that is gone, in
+/// the transaction of a set: it happens if and only if the set is committed. The SQL is portable; what comes from outside is a value.
 #[derive(Clone, Debug)]
 pub struct Statement {
     pub(crate) sql: &'static str,

@@ -195,36 +195,34 @@ impl Checkpoints {
     fn look(self: &Arc<Self>) {
         let bytes = std::fs::metadata(&self.wal).map_or(0, |file| file.len());
         if bytes >= self.restart_at.load(Ordering::Relaxed) {
-            self.restart(bytes);
+            self.run(Some(bytes));
         } else if bytes >= CHECKPOINT_BYTES
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
             // While one runs there is no need of another.
             && self.connection.try_lock().is_ok()
         {
             let this = self.clone();
-            runtime.spawn_blocking(move || this.run("pragma wal_checkpoint(passive)"));
+            runtime.spawn_blocking(move || this.run(None));
         }
     }
 
-    /// Cut the log off, so that its size says how much of it is used.
-    fn restart(&self, bytes: u64) {
-        match self.run("pragma wal_checkpoint(truncate)") {
+    /// Copy the log; one of so many bytes is cut off then, so that its size says how much of it is used.
+    fn run(&self, restart: Option<u64>) {
+        let checkpoint =
+            if restart.is_some() { "pragma wal_checkpoint(truncate)" } else { "pragma wal_checkpoint(passive)" };
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whether it was kept from it, the pages of the log, and those that are copied.
+        let outcome = connection.query_row(checkpoint, [], |row| {
+            Ok((row.get::<_, bool>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+        });
+        match (outcome, restart) {
             // A reader that stays, such as a backup of the operator's: it is waited for again when twice as much is there,
             // so that those who write wait seldom.
-            Some(true) => self.restart_at.store(2 * bytes, Ordering::Relaxed),
-            Some(false) => self.restart_at.store(RESTART_BYTES, Ordering::Relaxed),
-            None => {}
-        }
-    }
-
-    /// Whether somebody kept it from copying all, if it ran.
-    fn run(&self, checkpoint: &str) -> Option<bool> {
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        match connection.query_row(checkpoint, [], |row| row.get(0)) {
-            Ok(kept) => Some(kept),
-            Err(error) => {
+            (Ok((true, ..)), Some(bytes)) => self.restart_at.store(2 * bytes, Ordering::Relaxed),
+            (Ok((_, pages, copied)), _) if pages == copied => self.restart_at.store(RESTART_BYTES, Ordering::Relaxed),
+            (Ok(_), _) => {}
+            (Err(error), _) => {
                 tracing::warn!(%error, "the write-ahead log could not be checkpointed; it will be tried again");
-                None
             }
         }
     }
@@ -359,7 +357,9 @@ impl Store for SqliteStore {
                 }
                 verdicts
             };
-            self.checkpoints.look();
+            if !breaks.checkpoint {
+                self.checkpoints.look();
+            }
             Ok(verdicts)
         }
         .boxed()

@@ -41,6 +41,21 @@ pub async fn due(db: &Db, scope: &TenantScope) -> Result<Option<i64>> {
     row.map(|row| column(&row, "due_at_ms")).transpose()
 }
 
+/// Rows of a tenant in all tables of tenant data, whether it is there or not.
+pub async fn left(db: &Db, scope: &TenantScope) -> Result<i64> {
+    let mut transaction = db.tenant(scope.id()).await?;
+    let claims = if db.shared() { " + (select count(*) from claims where tenant_id = $1)" } else { "" };
+    let counted = format!(
+        "select (select count(*) from heads where tenant_id = $1) + (select count(*) from rows where tenant_id = $1) \
+         + (select count(*) from usage_totals where tenant_id = $1) \
+         + (select count(*) from components where tenant_id = $1){claims} as n"
+    );
+    let query = sqlx::query(sqlx::AssertSqlSafe(counted)).bind(scope.id().as_str());
+    let row = query.fetch_one(&mut *transaction).await.map_err(failed)?;
+    transaction.commit().await.map_err(failed)?;
+    column(&row, "n")
+}
+
 /// Whether the directory's pool takes and gives every kind of value that its tables hold.
 pub async fn directory_dialect(db: &Db) -> Result<()> {
     let digest: Vec<u8> = (0..=255).collect();

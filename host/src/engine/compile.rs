@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 use crate::engine::budget::Budget;
 use crate::engine::config::{self, Start};
 use crate::engine::confine::{self, CPU_SECONDS, Confinement, MEMORY_BYTES};
-use crate::engine::inspect;
+use crate::engine::inspect::{self, Digest};
 use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -51,9 +51,15 @@ const WAITING: usize = 64;
 /// Jobs of one tenant that wait: a project's plugins deployed at once.
 const WAITING_PER_TENANT: usize = 16;
 
+/// How long to wait before the same component is tried again on which the compiler failed: until somebody has looked.
+const FAULT_RETRY: Duration = Duration::from_secs(3_600);
+
 /// The first byte of a worker's answer.
 const COMPILED: u8 = 0;
 const REFUSED: u8 = 1;
+
+/// The exit code of a Rust program whose main thread panicked.
+const PANICKED: i32 = 101;
 
 /// Why there is no code.
 #[derive(Debug)]
@@ -174,8 +180,14 @@ impl Compiler {
             Ok(Answer { kind, .. }) => Err(Error::internal(format!("a compile worker answered {kind}")).into()),
             Err(_) => {
                 let complaints = String::from_utf8_lossy(&complaints).into_owned();
-                tracing::info!(?status, complaints, "a compile worker died");
-                Err(death(&status.map_err(Error::internal)?))
+                let status = status.map_err(Error::internal)?;
+                if status.code() == Some(PANICKED) {
+                    let component = Digest::of(&wasm);
+                    tracing::error!(%component, complaints, "the compiler panicked, which is a fault of the host");
+                } else {
+                    tracing::info!(?status, complaints, "a compile worker died");
+                }
+                Err(death(&status))
             }
         }
     }
@@ -273,6 +285,9 @@ fn death(status: &ExitStatus) -> Failed {
         limit(format!("{} MiB of memory", MEMORY_BYTES >> 20), true)
     } else if died_of(Signal::SEGV) || died_of(Signal::BUS) {
         limit("the compiler's stack".into(), true)
+    } else if status.code() == Some(PANICKED) {
+        let message = "the compiler failed on this component, which is a fault of the host: its log says more, and a newer one may do better";
+        Error::unavailable("compile_fault", message).retry_after(FAULT_RETRY).into()
     } else {
         // Killed from outside, or something that no limit explains: the next try may succeed.
         Error::unavailable("compile_interrupted", "the compiler was stopped before it was done; try again").into()

@@ -19,8 +19,12 @@ pub struct Breaks {
     pub cache_tenant: bool,
     /// A tenant's key opens every tenant.
     pub tenant: bool,
+    /// Another tenant's name is looked up before it is refused.
+    pub names: bool,
     /// Changes leave no record in the audit log.
     pub audit: bool,
+    /// SQLite: the write-ahead log is never copied into the file.
+    pub checkpoint: bool,
     /// Compile workers give nothing up, and get the node's environment.
     pub confine: bool,
     /// Code is run whatever its seal says.
@@ -52,7 +56,9 @@ impl Breaks {
             cache: has("cache"),
             cache_tenant: has("cache_tenant"),
             tenant: has("tenant"),
+            names: has("names"),
             audit: has("audit"),
+            checkpoint: has("checkpoint"),
             confine: has("confine"),
             seal: has("seal"),
             turns: has("turns"),

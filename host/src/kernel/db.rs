@@ -133,7 +133,9 @@ impl Db {
         &self.pool
     }
 
-    /// A transaction on one tenant's tables that are not rows; row-level security names that tenant in it.
+    /// A transaction that looks at one tenant's tables, or changes those that are not rows; row-level security names that
+    /// tenant in it. One that looks must not change anything afterwards: SQLite would refuse it whenever a commit came
+    /// between ("database is locked"), and waits only for what changes something at once.
     pub(crate) async fn tenant(&self, tenant: &TenantId) -> Result<Transaction<'static, Any>> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
         if self.postgres.is_some() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::effects::{Effects, Statement};
+use crate::effects::{Effects, Shard, Statement, Verdict};
 use crate::kernel::cache::Cache;
 use crate::kernel::db::{Db, column, failed};
 use crate::kernel::error::{Error, Kind, Result};
@@ -25,6 +25,48 @@ const NAME_LENGTH: usize = 63;
 
 /// The id under which the operator's own rows stand; a tenant's has no such letters.
 const PLATFORM: &str = "platform";
+
+/// What a deleted tenant leaves behind, table by table: a look whether there is any, and what removes a piece of it. A piece
+/// has at most 512 rows and about 1 MiB, so that it takes a batch of commits no longer than its own sets do. It ends at a
+/// key, because a range of keys is what both engines find without a look at the rest.
+const LEFT: &[(&str, &str)] = &[
+    (
+        "select tenant_id from rows where tenant_id = $1 limit 1",
+        "delete from rows where tenant_id = $1 and (space, key) <= ( \
+           select space, key from ( \
+             select space, key, sum(bytes) over (order by space, key) - bytes as before from ( \
+               select space, key, coalesce(length(value), 0) as bytes from rows where tenant_id = $1 \
+               order by space, key limit 512 \
+             ) as first \
+           ) as piece where before < 1048576 order by space desc, key desc limit 1 \
+         )",
+    ),
+    (
+        "select tenant_id from usage_totals where tenant_id = $1 limit 1",
+        "delete from usage_totals where tenant_id = $1 and (plugin, hour_ms) <= ( \
+           select plugin, hour_ms from ( \
+             select plugin, hour_ms from usage_totals where tenant_id = $1 order by plugin, hour_ms limit 512 \
+           ) as piece order by plugin desc, hour_ms desc limit 1 \
+         )",
+    ),
+    (
+        // Two chunks have 1 MiB.
+        "select tenant_id from components where tenant_id = $1 limit 1",
+        "delete from components where tenant_id = $1 and (digest, chunk) <= ( \
+           select digest, chunk from ( \
+             select digest, chunk from components where tenant_id = $1 order by digest, chunk limit 2 \
+           ) as piece order by digest desc, chunk desc limit 1 \
+         )",
+    ),
+];
+
+/// The same of claims, which are rows only where several processes share a database.
+const CLAIMS: (&str, &str) = (
+    "select tenant_id from claims where tenant_id = $1 limit 1",
+    "delete from claims where tenant_id = $1 and scope <= ( \
+       select max(scope) from (select scope from claims where tenant_id = $1 order by scope limit 512) as piece \
+     )",
+);
 
 /// A tenant as its row has it.
 #[derive(Clone, Debug, Serialize)]
@@ -191,22 +233,30 @@ impl Directory {
         Ok(())
     }
 
-    /// Remove all that a deleted tenant stored, and the note that this is due; nothing of one that has a head.
-    pub async fn purge(&self, id: &TenantId) -> Result<()> {
-        let mut transaction = self.db.tenant(id).await?;
-        let head = sqlx::query("select tenant_id from heads where tenant_id = $1").bind(id.as_str());
-        if head.fetch_optional(&mut *transaction).await.map_err(failed)?.is_some() {
+    /// Remove all that a deleted tenant stored; nothing of one that has a head. It happens in pieces, between which others
+    /// commit, and may end between two of them and begin again.
+    pub async fn purge(&self, shard: &Shard, id: &TenantId) -> Result<()> {
+        // An id is never used again: without a head it stays without one.
+        if self.any(id, "select tenant_id from heads where tenant_id = $1").await? {
             return Ok(());
         }
-        for statement in [
-            "delete from rows where tenant_id = $1",
-            "delete from usage_totals where tenant_id = $1",
-            "delete from components where tenant_id = $1",
-            "delete from due where tenant_id = $1",
-        ] {
-            sqlx::query(statement).bind(id.as_str()).execute(&mut *transaction).await.map_err(failed)?;
+        for &(any, piece) in LEFT.iter().chain(self.db.shared().then_some(&CLAIMS)) {
+            while self.any(id, any).await? {
+                let mut effects = shard.begin(&self.platform);
+                effects.attach(Statement::new(piece).text(id.as_str()).of(id));
+                if let Verdict::Refused(error) = shard.commit(effects.into_set(None, None)).await? {
+                    return Err(error);
+                }
+            }
         }
-        transaction.commit().await.map_err(failed)
+        Ok(())
+    }
+
+    async fn any(&self, id: &TenantId, sql: &'static str) -> Result<bool> {
+        let mut transaction = self.db.tenant(id).await?;
+        let found = sqlx::query(sql).bind(id.as_str()).fetch_optional(&mut *transaction).await.map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(found.is_some())
     }
 
     /// Read a tenant anew, after it was made, changed or deleted.

@@ -1,7 +1,7 @@
 //! Outgoing HTTP for guests: to hosts that the manifest names, at addresses of the public internet.
 //!
 //! A URL is read once, and the same reading is matched, resolved, connected to and named in TLS and in
-//! `Host`. A name is resolved once; if any of its addresses is not public nothing is sent, and the
+//! `Host`. A name is resolved once, as the whole name that it is; if any of its addresses is not public nothing is sent, and the
 //! connection goes to the addresses that were looked at. Redirects are answers, proxies and their
 //! environment variables are not known here, bodies are passed on as they came. Every size and time has
 //! a bound. What a grant allows is this file's question; who has the grant is the caller's.
@@ -171,7 +171,7 @@ impl Egress {
     async fn addresses(&self, scope: &TenantScope, target: &Target, local: bool) -> Result<Vec<SocketAddr>> {
         let addresses = match target.address() {
             Some(address) => vec![SocketAddr::new(address, target.port)],
-            None => self.look_up(scope, target).await?,
+            None => self.look_up(scope, target, local).await?,
         };
         if addresses.is_empty() {
             return Err(unresolved());
@@ -188,10 +188,13 @@ impl Egress {
         Ok(addresses.into_iter().map(|address| SocketAddr::new(address.ip(), target.port)).collect())
     }
 
-    async fn look_up(&self, scope: &TenantScope, target: &Target) -> Result<Vec<SocketAddr>> {
+    async fn look_up(&self, scope: &TenantScope, target: &Target, local: bool) -> Result<Vec<SocketAddr>> {
         let turn = self.turn(scope.id())?;
         let permit = self.0.lookups.clone().acquire_owned().await.map_err(Error::internal)?;
-        let lookup = (self.0.resolve)(target.host.clone(), target.port);
+        // The final dot keeps the resolver from its search list and its own list of hosts, which name what is near; that is
+        // what the operator's own entries are for.
+        let name = if local { target.host.clone() } else { format!("{}.", target.host) };
+        let lookup = (self.0.resolve)(name, target.port);
         // The resolver's thread goes on when the caller gives up: its permits stay with it.
         let task = tokio::spawn(async move {
             let addresses = lookup.await;

@@ -32,7 +32,7 @@ pub struct Record {
     /// `http` or `webhook`.
     #[schema(value_type = String)]
     pub trigger: Cow<'static, str>,
-    /// `ok`, `failed`, `rejected` or `conflict`.
+    /// `ok`, `failed`, `rejected`, `conflict` or `cancelled`.
     #[schema(value_type = String)]
     pub outcome: Cow<'static, str>,
     /// The stable code of a failure; the HTTP status of a success, where it has one.

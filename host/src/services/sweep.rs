@@ -49,8 +49,14 @@ async fn sweep(
     before_ms: i64,
 ) -> Result<()> {
     let Some(scope) = directory.by_id(tenant).await? else {
-        // Deleted, but for what was announced at the same moment, or what nobody came to remove.
-        return directory.purge(tenant).await;
+        // Deleted some time ago: what was on its way then has come, such as an upload's bytes, and no more will.
+        directory.purge(shard, tenant).await?;
+        sqlx::query("delete from due where kind = 'sweep' and tenant_id = $1")
+            .bind(tenant.as_str())
+            .execute(db.directory())
+            .await
+            .map_err(failed)?;
+        return Ok(());
     };
     loop {
         let mut transaction = db.tenant(tenant).await?;
@@ -85,15 +91,16 @@ async fn sweep(
             .fetch_one(&mut *transaction)
             .await
             .map_err(failed)?;
+    transaction.commit().await.map_err(failed)?;
     let next_ms = column::<Option<i64>>(&next, "next")?.unwrap_or(i64::MAX).min(before_ms + LOOK_MS);
     sqlx::query("update due set due_at_ms = $3 where kind = 'sweep' and tenant_id = $1 and due_at_ms = $2")
         .bind(tenant.as_str())
         .bind(due_at_ms)
         .bind(next_ms)
-        .execute(&mut *transaction)
+        .execute(db.directory())
         .await
         .map_err(failed)?;
-    transaction.commit().await.map_err(failed)
+    Ok(())
 }
 
 /// Remove what is older than the latest `kept` records of invocations.

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::kit::engine::Engine;
 use crate::kit::oracle::Watch;
-use crate::kit::server::{ADMIN, Server};
+use crate::kit::server::{ADMIN, Server, expect};
 use crate::kit::stock::{self, Stock};
 
 on_both_engines! {
@@ -411,5 +411,49 @@ async fn the_api_answers_as_its_description_says() {
     std::fs::write(&file, wrong.to_string()).expect("written");
     let (said, content) = schemathesis(&server, &file.to_string_lossy(), ADMIN, "/v1/plans", "").await;
     assert!(!content && said.contains("404"), "{said}");
+    watch.end(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plans_numbers_are_what_its_description_says() {
+    let server = Server::start();
+    let watch = Watch::begin(&server).await;
+    let api: Value =
+        server.anonymous(Method::GET, "/v1/openapi.json").send().await.expect("sent").json().await.expect("JSON");
+    let fields = api["components"]["schemas"]["Plan"]["properties"].as_object().expect("fields");
+    let numbers: Map<String, Value> = fields
+        .iter()
+        .filter(|(_, schema)| schema["type"] == "integer")
+        .map(|(field, schema)| {
+            let most = match schema["format"].as_str() {
+                Some("int32") => i64::from(i32::MAX),
+                Some("int64") => i64::MAX,
+                other => panic!("{field} has the format {other:?}"),
+            };
+            assert_eq!((&schema["minimum"], &schema["maximum"]), (&json!(0), &json!(most)), "{field}");
+            (field.clone(), json!(most))
+        })
+        .collect();
+    assert!(numbers.len() >= 15, "{numbers:?}");
+    let put = |plan: Value| server.admin(Method::PUT, "/v1/plans/large").json(&plan);
+    for (field, most) in &numbers {
+        let more = most.as_u64().expect("positive") + 1;
+        for wrong in [json!(more), json!(-1), json!(1.5), json!(u64::MAX), json!(1e30), json!("1"), json!(null)] {
+            let problem = expect(put(json!({ field: wrong })), StatusCode::BAD_REQUEST).await;
+            let said = problem["detail"].as_str().expect("a text");
+            assert!(said.contains(field.as_str()) && said.contains(&most.to_string()), "{field} = {wrong}: {said}");
+        }
+        assert_eq!(expect(put(json!({ field: most })), StatusCode::OK).await[field], *most);
+        assert_eq!(expect(put(json!({ field: 0 })), StatusCode::OK).await[field], 0);
+    }
+    // Whoever has all of it can be served.
+    expect(put(Value::from(numbers)), StatusCode::OK).await;
+    let acme = server.tenant("acme").await;
+    expect(server.admin(Method::PATCH, "/v1/tenants/acme").json(&json!({ "plan": "large" })), StatusCode::OK).await;
+    acme.deploy("guest-kv").await;
+    let ops = json!({ "ops": [{ "op": "put", "key": "k", "value": "v" }] });
+    let call = acme.call(Method::POST, "guest-kv", "/run").header("idempotency-key", "once").json(&ops);
+    expect(call, StatusCode::OK).await;
+    expect(acme.api(Method::GET, "/invocations"), StatusCode::OK).await;
     watch.end(&server).await;
 }

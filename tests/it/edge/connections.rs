@@ -18,15 +18,27 @@ use crate::kit::server::{Server, Setup};
 /// How long a connection that has to end may take to, many times what the servers here are told.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A server with these settings of connections.
+fn set(settings: &str) -> Server {
+    let data = TempDir::new().expect("a temporary folder");
+    std::fs::write(data.path().join("chalet.toml"), format!("[connections]\n{settings}")).expect("written");
+    Server::start_on(Setup::sqlite(), Arc::new(data))
+}
+
 /// A server that waits for nobody, and for an idle connection so long.
 fn hasty(idle: Duration) -> Server {
-    let data = TempDir::new().expect("a temporary folder");
-    let settings = format!(
-        "[connections]\nidle_timeout_ms = {}\nhead_timeout_ms = 500\nbody_timeout_ms = 500\nconnections_per_address = 1000\n",
-        idle.as_millis()
-    );
-    std::fs::write(data.path().join("chalet.toml"), settings).expect("written");
-    Server::start_on(Setup::sqlite(), Arc::new(data))
+    let idle = idle.as_millis();
+    set(&format!(
+        "idle_timeout_ms = {idle}\nhead_timeout_ms = 500\nbody_timeout_ms = 500\nconnections_per_address = 1000\n"
+    ))
+}
+
+/// A server whose operator has lifted the bounds, to see that they are what ends the attacks here.
+fn patient() -> Server {
+    let hour = 3_600_000;
+    set(&format!(
+        "idle_timeout_ms = {hour}\nhead_timeout_ms = {hour}\nbody_timeout_ms = {hour}\nconnections_per_address = 1000000\n"
+    ))
 }
 
 /// How long the servers here wait for an idle connection, if nothing else is said.
@@ -118,6 +130,35 @@ async fn who_sends_slowly_is_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_bounds_a_server_waits_for_whoever_sends_slowly() {
+    let server = patient();
+    let acme = server.tenant("acme").await;
+    let put = format!(
+        "PUT /v1/tenants/acme/kv/c/k HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 1000\r\n\r\n",
+        acme.key
+    );
+    let mut held = Vec::new();
+    for first in ["", "GET /healthz HTTP/1.1\r\nx: ", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &put] {
+        let mut stream = raw::connect(&server.url).await;
+        stream.write_all(first.as_bytes()).await.expect("sent");
+        held.push((first, stream));
+    }
+    // Twice the longest time that a hasty server gives any of them.
+    sleep(2 * IDLE).await;
+    for (first, stream) in &mut held {
+        let mut said = [0; 4_096];
+        // HTTP/2 has its settings to say.
+        let open = match timeout(Duration::from_millis(100), stream.read(&mut said)).await {
+            Err(_) => true,
+            Ok(read) => first.starts_with("PRI") && read.is_ok_and(|read| read > 0),
+        };
+        assert!(open, "{first:?} was ended");
+    }
+    assert_eq!(server.metric("chalet_connections_expired_total").await, 0.0);
+    assert!(server.metric("chalet_connections").await >= held.len() as f64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_comes_at_its_pace_may_take_longer() {
     let server = hasty(IDLE);
     let acme = server.tenant("acme").await;
@@ -158,26 +199,31 @@ async fn who_never_reads_the_answers_is_cut_off() {
     watch.end(&server).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thousands_of_connections_take_no_place_from_others() {
+/// Three thousand connections of two other loopback addresses, as far as they are taken, which say nothing.
+async fn crowd(server: &Server) -> Vec<TcpStream> {
     // Both ends of them, and the rest.
     let files = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum })
         .expect("up to the hard limit");
-    // Longer than it takes to open them all.
-    let server = hasty(Duration::from_secs(10));
-    let watch = Watch::begin(&server).await;
     let server_address: SocketAddr = server.url.trim_start_matches("http://").parse().expect("an address");
     let mut held = Vec::new();
     for n in 0..3_000_u32 {
         let socket = TcpSocket::new_v4().expect("a socket");
-        // Of two other loopback addresses, whose share is a thousand each.
         let from = if n % 2 == 0 { [127, 0, 0, 2] } else { [127, 0, 0, 3] };
         socket.bind(SocketAddr::from((from, 0))).expect("every loopback address is ours");
         if let Ok(stream) = socket.connect(server_address).await {
             held.push(stream);
         }
     }
+    held
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_connections_take_no_place_from_others() {
+    // It waits longer than it takes to open them all; the share of an address is a thousand.
+    let server = hasty(Duration::from_secs(10));
+    let watch = Watch::begin(&server).await;
+    let held = crowd(&server).await;
     // Those above their address's share are refused at once, and the others end at their time.
     reaches(&server, "chalet_connections_refused_total", |refused| refused >= 900.0).await;
     reaches(&server, "chalet_connections", |open| open < 50.0).await;
@@ -188,6 +234,19 @@ async fn thousands_of_connections_take_no_place_from_others() {
         took.len(),
         took.last()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_bounds_a_server_holds_whatever_comes() {
+    let server = patient();
+    let held = crowd(&server).await;
+    reaches(&server, "chalet_connections", |open| open >= held.len() as f64).await;
+    // Longer than it takes where they are refused.
+    sleep(Duration::from_secs(1)).await;
+    let open = server.metric("chalet_connections").await;
+    assert!(held.len() >= 2_900 && open >= held.len() as f64, "{open} of {} are open", held.len());
+    assert_eq!(server.metric("chalet_connections_refused_total").await, 0.0);
+    assert_eq!(server.metric("chalet_connections_expired_total").await, 0.0);
 }
 
 /// A frame of HTTP/2 (RFC 9113, 4.1).

@@ -20,7 +20,7 @@ use crate::kit::server::{Server, Setup, Tenant, expect};
 const INWARD: &str = include_str!("../../../host/src/services/egress/testdata/inward.txt");
 
 /// A listener that counts who reaches it, at every address of this machine.
-async fn canary() -> (u16, Arc<AtomicUsize>) {
+pub async fn canary() -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("[::]:0").await.expect("a port of both families");
     let port = listener.local_addr().expect("bound").port();
     let hits = Arc::new(AtomicUsize::new(0));
@@ -50,7 +50,7 @@ fn allowing(local: &str) -> Server {
 }
 
 /// A tenant with the guest that sends what it is told, granted these hosts.
-async fn tenant<'s>(server: &'s Server, name: &str, grants: impl IntoIterator<Item = String>) -> Tenant<'s> {
+pub async fn tenant<'s>(server: &'s Server, name: &str, grants: impl IntoIterator<Item = String>) -> Tenant<'s> {
     let tenant = server.tenant(name).await;
     let component = component("guest-http");
     let mut manifest = Manifest::from_component(&component).expect("a manifest");
@@ -60,7 +60,7 @@ async fn tenant<'s>(server: &'s Server, name: &str, grants: impl IntoIterator<It
 }
 
 /// What became of these calls, in one invocation.
-async fn send(tenant: &Tenant<'_>, calls: Vec<Value>) -> Vec<Value> {
+pub async fn send(tenant: &Tenant<'_>, calls: Vec<Value>) -> Vec<Value> {
     let count = calls.len();
     let answer =
         expect(tenant.call(Method::POST, "guest-http", "/send").json(&json!({ "calls": calls })), StatusCode::OK).await;
@@ -69,7 +69,7 @@ async fn send(tenant: &Tenant<'_>, calls: Vec<Value>) -> Vec<Value> {
     answers
 }
 
-fn kind(answer: &Value) -> &str {
+pub fn kind(answer: &Value) -> &str {
     answer["error"]["kind"].as_str().unwrap_or("answered")
 }
 
@@ -321,6 +321,7 @@ async fn proxies_of_the_environment_are_not_asked() {
     let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     let setup = Setup::sqlite().with("CHALET_EGRESS_LOCAL", &local);
     let server = server(names.iter().fold(setup, |setup, name| setup.with(name, &proxy)));
+    let watch = Watch::begin(&server).await;
     let acme = tenant(&server, "acme", [local.clone(), "proxied.example.com".into()]).await;
     let calls = ["http://LOCAL/", "http://proxied.example.com/", "https://proxied.example.com/"];
     let calls = calls.iter().map(|url| json!({ "url": url.replace("LOCAL", &local), "timeout_ms": 500 })).collect();
@@ -328,6 +329,7 @@ async fn proxies_of_the_environment_are_not_asked() {
     assert_eq!(kind(&answers[0]), "answered");
     assert!(kind(&answers[1]) != "answered" && kind(&answers[2]) != "answered", "{answers:?}");
     assert_eq!((hits.load(Ordering::Relaxed), asked.load(Ordering::Relaxed)), (1, 0));
+    watch.end(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,7 @@ use wasm_encoder::{
     Component, ComponentImportSection, ComponentSectionId, ComponentTypeRef, Encode as _, RawSection, Section as _,
 };
 
+use crate::kit::carrier;
 use crate::kit::guests::{component, written};
 use crate::kit::oracle::Watch;
 use crate::kit::process::{forget_peak, peak_mib, resident_mib};
@@ -117,6 +118,7 @@ async fn what_the_engine_does_not_run_is_refused_by_its_worker() {
 async fn an_import_that_is_unknown_or_not_granted_is_named() {
     let server = Server::start();
     let tenant = server.tenant("hostile").await;
+    let watch = Watch::begin(&server).await;
     let import =
         |name: &str| wat::parse_str(format!("(component (import \"{name}\" (instance)))")).expect("a component");
     for name in ["wasi:sockets/tcp@0.2.0", "chalet:platform/kv@0.9.0", "chalet:platform/everything@0.1.0"] {
@@ -143,6 +145,29 @@ async fn an_import_that_is_unknown_or_not_granted_is_named() {
     }
     assert_eq!(rejected(&server, "capability_denied").await, 7.0);
     assert_eq!(expect(tenant.api(Method::GET, "/plugins"), StatusCode::OK).await["data"], json!([]));
+    watch.end(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_that_would_grant_nothing_is_refused_with_what_to_write() {
+    let server = Server::start();
+    let tenant = server.tenant("hostile").await;
+    let watch = Watch::begin(&server).await;
+    for (host, remedy) in [
+        ("*.example.com", "name each"),
+        ("*", "name each"),
+        ("api.*.com", "name each"),
+        ("https://api.example.com", "without scheme"),
+        ("2606:4700::1", "is no host"),
+    ] {
+        let mut manifest = carrier::manifest("start", "1.0.0");
+        manifest.grants.egress = vec![host.into()];
+        let bytes = carrier::with(carrier::beside(b"\0asm\x01\0\0\0"), &manifest);
+        let problem = unprocessable(&tenant, bytes, "manifest_invalid", host).await;
+        let said = problem["detail"].as_str().expect("a text");
+        assert!(said.contains(host) && said.contains(remedy), "{host}: {said}");
+    }
+    watch.end(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

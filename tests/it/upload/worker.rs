@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+use chalet::services::plugins::components;
 use reqwest::{Method, StatusCode};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,7 +14,7 @@ use crate::kit::guests::{component, costly, written};
 use crate::kit::oracle::Watch;
 use crate::kit::process::{cpu, running_children, runs};
 use crate::kit::server::{Server, Setup, Tenant, expect};
-use crate::upload::{compiles, refused, unprocessable};
+use crate::upload::{compiles, refused, rejected, unprocessable};
 
 /// What a worker could do that attempts all it must not, on a server that was started with a descriptor too many.
 async fn could(breaks: &str) -> String {
@@ -36,6 +37,31 @@ async fn a_worker_can_do_nothing_but_compile() {
          listen, make a datagram socket, make a local socket, run a program, start a thread, signal the node, trace the \
          node, use a descriptor of the node's";
     assert_eq!(could("confine").await, all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compiler_that_panics_is_the_hosts_fault_and_no_limit_of_the_upload() {
+    let server = Server::start_with(Setup::sqlite().logged());
+    let tenant = server.tenant("acme").await;
+    let watch = Watch::begin(&server).await;
+    let panics = written(|text| text.replace("(start $start)", "(@custom \"chalet:probe\" \"panic\")"));
+    let compiled = compiles(&server).await;
+    for _ in 0..2 {
+        let answer = tenant.upload("start", panics.clone()).await;
+        assert!(answer.headers().contains_key("retry-after"));
+        let problem = refused(answer, StatusCode::SERVICE_UNAVAILABLE, "a panic").await;
+        assert_eq!(problem["code"], "compile_fault", "{problem}");
+    }
+    assert_eq!(compiles(&server).await - compiled, 2.0, "a newer compiler would not be asked");
+    assert_eq!(rejected(&server, "compile_fault").await, 2.0);
+    // Its tenant goes on.
+    tenant.deploy("guest-hello").await;
+    watch.end(&server).await;
+    let digest = components::digest(&panics);
+    let told = server.log();
+    let told: Vec<_> = told.lines().filter(|line| line.contains("the compiler panicked")).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told.iter().all(|line| line.contains(&digest) && line.contains("asked to panic")), "{told:?}");
 }
 
 type Upload = JoinHandle<reqwest::Result<reqwest::Response>>;
@@ -79,6 +105,7 @@ async fn a_worker_that_is_killed_costs_its_upload_only() {
 async fn a_worker_ends_with_its_upload_and_with_its_node() {
     let server = Server::start();
     let tenant = server.tenant("acme").await;
+    let mut watch = Some(Watch::begin(&server).await);
     let costly = costly();
     for kill_the_node in [false, true] {
         let (upload, pid) = begin(&tenant, &costly).await;
@@ -94,6 +121,9 @@ async fn a_worker_ends_with_its_upload_and_with_its_node() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let _ = upload.await;
+        if let Some(watch) = watch.take() {
+            watch.end(&server).await;
+        }
     }
 }
 

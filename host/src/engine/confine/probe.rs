@@ -1,5 +1,6 @@
 //! A worker's attempts at what it must not be able to do, for the tests. A component that carries the section
-//! [`SECTION`] asks a worker of a debug build to make them, where it would compile; release builds have none of it.
+//! [`SECTION`] asks a worker of a debug build to make them, where it would compile, or to panic; release builds have none
+//! of it.
 
 use std::fs::{self, OpenOptions};
 use std::net::{TcpListener, UdpSocket};
@@ -11,16 +12,21 @@ use wasmparser::{Parser, Payload};
 
 /// The custom section that asks for it.
 const SECTION: &str = "chalet:probe";
+/// What it holds to ask for a panic.
+const PANIC: &[u8] = b"panic";
 /// Descriptors that are looked for: more than any node was started with.
 const DESCRIPTORS: RawFd = 1_024;
 
 /// What this process could do, if the component asks.
 pub(in crate::engine) fn asked(wasm: &[u8]) -> Option<String> {
-    let asks = |payload| matches!(payload, Ok(Payload::CustomSection(section)) if section.name() == SECTION);
-    Parser::new(0).parse_all(wasm).any(asks).then(|| {
-        let done = attempt();
-        format!("it could: {}", if done.is_empty() { "nothing".to_owned() } else { done.join(", ") })
-    })
+    let mut asked = Parser::new(0).parse_all(wasm).filter_map(|payload| match payload {
+        Ok(Payload::CustomSection(section)) if section.name() == SECTION => Some(section.data()),
+        _ => None,
+    });
+    let asked = asked.next()?;
+    assert!(asked != PANIC, "the compiler was asked to panic");
+    let done = attempt();
+    Some(format!("it could: {}", if done.is_empty() { "nothing".to_owned() } else { done.join(", ") }))
 }
 
 fn attempt() -> Vec<String> {

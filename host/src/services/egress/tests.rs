@@ -17,7 +17,7 @@ fn resolving(config: Config, answers: &[(&str, &[&str])]) -> Egress {
         .map(|(name, ips)| ((*name).to_owned(), ips.iter().map(|ip| ip.parse().expect("an address")).collect()))
         .collect();
     let resolve: Resolve = Arc::new(move |host, port| {
-        let answer = answers.get(&host).cloned();
+        let answer = answers.get(host.trim_end_matches('.')).cloned();
         Box::pin(async move {
             let answer = answer.ok_or(std::io::ErrorKind::NotFound)?;
             Ok(answer.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())

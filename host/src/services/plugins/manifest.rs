@@ -15,6 +15,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 use wasmparser::{Parser, Payload};
 
+use crate::services::egress::Egress;
 use crate::services::webhooks::Scheme;
 
 /// The custom section that holds the manifest as JSON, in the component itself.
@@ -642,27 +643,19 @@ fn text(what: &str, text: &str) -> Result<()> {
     refuse(format!("{what}: {} is not 1 to {TEXT_BYTES} bytes without control characters", shorten(text)))
 }
 
-/// A host's name in lower case, or an address; `*.example.com` stands for every name below. A port that is not
-/// the scheme's own follows after a colon.
+/// What outgoing requests take for one host, or one host and port. It is written as hosts are compared, so that none is
+/// granted twice and none looks like another.
 fn host(what: &str, host: &str) -> Result<()> {
-    let plain = host.strip_prefix("*.").unwrap_or(host);
-    let plain = match plain.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') && port.parse::<u16>().is_ok() => name,
-        _ => plain,
-    };
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if plain.parse::<std::net::Ipv6Addr>().is_ok() || (plain.len() <= 253 && plain.split('.').all(label)) {
+    let as_compared = host.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase());
+    if as_compared && Egress::check_grant(host).is_ok() {
         return Ok(());
     }
-    refuse(format!(
-        "{what}: {} is no host; write its name in lower case without scheme, port and path, as in api.stripe.com",
-        shorten(host)
-    ))
+    let remedy = if host.contains('*') {
+        "a grant is of one host, so name each, as in api.example.com"
+    } else {
+        "write its name in lower case, others than ASCII as in xn--bcher-kva.example, without scheme and path, as in api.stripe.com or api.stripe.com:8443"
+    };
+    refuse(format!("{what}: {} is no host; {remedy}", shorten(host)))
 }
 
 /// Five fields of digits, `*`, `,`, `-`, `/` and names; what they mean is checked where schedules are run.
@@ -728,7 +721,7 @@ mod tests {
         [grants]
         kv = ["orders"]
         kv_read = ["prices"]
-        egress = ["api.stripe.com", "*.example.com"]
+        egress = ["api.stripe.com", "api.example.com:8443", "[2606:4700::1]:8443"]
         secrets = ["STRIPE_KEY"]
         flags = ["volume-discount"]
         meters = ["payments"]
@@ -834,6 +827,12 @@ mod tests {
             (with("[grants]\nkv = [\"o\", \"o\"]"), "twice"),
             (with("[grants]\negress = [\"https://api.stripe.com\"]"), "no host"),
             (with("[grants]\negress = [\"API.stripe.com\"]"), "no host"),
+            (with("[grants]\negress = [\"*.example.com\"]"), "name each"),
+            (with("[grants]\negress = [\"bücher.example\"]"), "xn--"),
+            // What outgoing requests would read as no host grants nothing, and is not taken.
+            (with("[grants]\negress = [\"2606:4700::1\"]"), "no host"),
+            (with("[grants]\negress = [\"api.stripe.com:0\"]"), "no host"),
+            (with("[grants]\negress = [\"user@api.stripe.com\"]"), "no host"),
             (with("[grants]\nsecrets = [\"a b\"]"), "A-Z a-z"),
             (with("[limits]\nmemory_mb = 0"), "memory_mb"),
             (with("[limits]\nfuel = 99999999999999"), "fuel"),
