@@ -40,6 +40,7 @@ mod secrets;
 mod shape;
 mod store;
 mod sweep;
+mod traces;
 mod transaction;
 mod upload;
 mod webhook;
