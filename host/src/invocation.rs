@@ -467,10 +467,8 @@ fn failure_error(failure: Failure) -> Error {
             code,
             "the plugin burned the fuel that one invocation may burn; nothing was changed",
         ),
-        Failure::Overloaded => {
-            Error::unavailable(code, "the server has no place for the plugin now; try again")
-                .retry_after(Duration::from_secs(1))
-        }
+        Failure::Overloaded => Error::unavailable(code, "the server has no place for the plugin now; try again")
+            .retry_after(Duration::from_secs(1)),
         Failure::InvalidResponse(reason) => Error::new(Kind::Failed, code, reason),
     }
 }

@@ -142,9 +142,8 @@ pub fn all() -> Vec<Contestant> {
         Request { content_type: "application/cloudevents-batch+json", ..request }
     };
     let peer = |name, title, peer| pure(name, title, "bare-get", Work::pure(Kind::Peer(peer), hello("/")));
-    let traced = |name, title, ratio| {
-        pure(name, title, "hello", Work::pure(Kind::Traced(ratio), hello("/t/acme/guest-hello/")))
-    };
+    let traced =
+        |name, title, ratio| pure(name, title, "hello", Work::pure(Kind::Traced(ratio), hello("/t/acme/guest-hello/")));
     let mut all = vec![
         pure("bare-get", "bare axum, GET", "bare-get", Work::pure(Kind::Axum, hello("/"))),
         pure("bare-post", "bare axum, POST", "bare-post", Work::pure(Kind::Axum, price("/"))),

@@ -59,7 +59,10 @@ async fn a_request_is_a_tree_of_spans(engine: Engine) {
     let answer = ask(&acme, json!([{ "op": "put", "key": "k", "value": 1 }])).await;
     let (request, trace) = collector.trace_of(&answer).await;
     assert_eq!((&request.name[..], &request.parent[..]), ("POST /t/{tenant}/{plugin}/run", ""));
-    assert_eq!((request.kind, request.failed, &request.resource["service.name"][..]), (SpanKind::Server, false, "plugins"));
+    assert_eq!(
+        (request.kind, request.failed, &request.resource["service.name"][..]),
+        (SpanKind::Server, false, "plugins")
+    );
     let expected = [
         ("http.request.method", "POST"),
         ("http.route", "/t/{tenant}/{plugin}/run"),
@@ -96,7 +99,10 @@ async fn a_request_is_a_tree_of_spans(engine: Engine) {
     let invocation = below(&trace, &request, "invocation");
     let run = below(&trace, invocation, "run");
     assert_eq!([&request, invocation, run].map(|span| span.failed), [true; 3]);
-    assert_eq!([&request, invocation, run].map(|span| span.said("error.type")), ["502", "plugin_failed", "plugin_failed"]);
+    assert_eq!(
+        [&request, invocation, run].map(|span| span.said("error.type")),
+        ["502", "plugin_failed", "plugin_failed"]
+    );
     assert_eq!(invocation.said("chalet.outcome"), "failed");
     let refused = ask(&acme, json!([{ "op": "fail" }])).await;
     let (request, trace) = collector.trace_of(&refused).await;
@@ -129,7 +135,8 @@ async fn an_invocation_that_runs_again_shows_each_run(engine: Engine) {
         let parts: Vec<_> = trace.iter().filter(|span| span.parent == invocation.id).collect();
         let again: usize = invocation.said("chalet.reruns").parse().expect("a number");
         assert_eq!(parts.iter().filter(|span| span.name == "run").count(), again + 1, "{trace:#?}");
-        let conflicts = parts.iter().filter(|span| span.attributes.get("chalet.code").is_some_and(|code| code == "conflict"));
+        let conflicts =
+            parts.iter().filter(|span| span.attributes.get("chalet.code").is_some_and(|code| code == "conflict"));
         assert_eq!(conflicts.count(), again, "each run is there for a conflict: {trace:#?}");
         assert!(parts.iter().all(|span| !span.failed), "to run again is no failure: {trace:#?}");
         reruns += again;
@@ -256,9 +263,9 @@ async fn no_secret_is_in_any_byte_that_is_exported() {
 
     assert!(server.stop().success());
     let outgoing: Vec<_> = collector.spans().into_iter().filter(|span| span.kind == SpanKind::Client).collect();
-    let shown = outgoing.iter().map(|span| {
-        (&span.name[..], span.failed, span.attributes.get("server.address").map(|host| &host[..]))
-    });
+    let shown = outgoing
+        .iter()
+        .map(|span| (&span.name[..], span.failed, span.attributes.get("server.address").map(|host| &host[..])));
     let expected = [("POST", false, Some("127.0.0.1")), ("GET", true, None), ("HTTP", true, Some("127.0.0.1"))];
     assert_eq!(shown.collect::<Vec<_>>(), expected);
     let bytes = collector.bytes();
@@ -282,7 +289,10 @@ async fn a_trace_is_of_the_tenant_who_was_asked() {
     }
     // Some end within their first slice, others go on in the guests' runtime.
     let calls = (0..60).map(|n| {
-        ask(&tenants[n % 2], json!([{ "op": "spin", "rounds": (n % 5) * 300_000 }, { "op": "put", "key": n.to_string(), "value": n }]))
+        ask(
+            &tenants[n % 2],
+            json!([{ "op": "spin", "rounds": (n % 5) * 300_000 }, { "op": "put", "key": n.to_string(), "value": n }]),
+        )
     });
     let answers = futures_util::future::join_all(calls).await;
     let mut traces = BTreeSet::new();

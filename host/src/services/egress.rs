@@ -188,7 +188,7 @@ impl Egress {
         let mut message = client::message(&target, &request)?;
         // What the guest says itself stands.
         if self.0.traced.iter().any(|grant| grant.names(&target))
-            && let Some(parent) = span.traceparent().and_then(|parent| parent.try_into().ok())
+            && let Some(parent) = span.traceparent().and_then(|parent| http::HeaderValue::try_from(parent).ok())
         {
             message.headers_mut().entry(TRACEPARENT).or_insert(parent);
         }

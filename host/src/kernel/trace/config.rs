@@ -65,7 +65,8 @@ impl Config {
             let value = percent_decode_str(value.trim()).decode_utf8_lossy().into_owned();
             self.headers.insert(name.trim().to_ascii_lowercase(), value);
         }
-        self.protocol = variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| variable("OTEL_EXPORTER_OTLP_PROTOCOL"));
+        self.protocol =
+            variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| variable("OTEL_EXPORTER_OTLP_PROTOCOL"));
         self.service = variable("OTEL_SERVICE_NAME").or(self.service.take());
         if let Some(ratio) = variable("OTEL_TRACES_SAMPLER_ARG") {
             self.ratio = Some(ratio.trim().parse().map_err(|_| bad_ratio())?);
@@ -135,9 +136,8 @@ mod tests {
 
     fn read(file: &str, variables: &[(&str, &str)]) -> Result<Option<Target>> {
         let mut config: Config = toml::from_str(file).expect("it fits");
-        config.environment(|name| {
-            variables.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).to_owned())
-        })?;
+        config
+            .environment(|name| variables.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).to_owned()))?;
         config.target()
     }
 
@@ -146,7 +146,10 @@ mod tests {
         assert!(read("", &[]).expect("nothing is sound").is_none());
         let file = "endpoint = 'http://one:4318/'\nratio = 0.5\nservice = 'shop'\nheaders = { a = '1', b = '2' }";
         let target = read(file, &[]).expect("sound").expect("on");
-        assert_eq!((target.url.as_str(), target.ratio, &target.service[..]), ("http://one:4318/v1/traces", 0.5, "shop"));
+        assert_eq!(
+            (target.url.as_str(), target.ratio, &target.service[..]),
+            ("http://one:4318/v1/traces", 0.5, "shop")
+        );
 
         let variables = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://two/otlp"),
@@ -155,7 +158,10 @@ mod tests {
             ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
         ];
         let target = read(file, &variables).expect("sound").expect("on");
-        assert_eq!((target.url.as_str(), target.ratio, &target.service[..]), ("https://two/otlp/v1/traces", 0.25, "plugins"));
+        assert_eq!(
+            (target.url.as_str(), target.ratio, &target.service[..]),
+            ("https://two/otlp/v1/traces", 0.25, "plugins")
+        );
         let headers: BTreeMap<_, _> = target.headers.iter().map(|(name, value)| (&name[..], &value[..])).collect();
         assert_eq!(headers, BTreeMap::from([("a", "1"), ("b", "a b="), ("c", "3")]));
 

@@ -168,7 +168,9 @@ impl Trouble {
         }
         self.last = Some(Instant::now());
         match failed {
-            Some(error) => tracing::warn!(%error, dropped, "the collector does not take spans; no request waits for it"),
+            Some(error) => {
+                tracing::warn!(%error, dropped, "the collector does not take spans; no request waits for it")
+            }
             None => tracing::warn!(dropped, "spans come faster than the collector takes them; lower their ratio"),
         }
     }
@@ -195,7 +197,7 @@ fn exporter(target: &Target) -> Result<SpanExporter> {
         .with_headers(target.headers.clone())
         .with_timeout(ANSWER)
         .build()
-        .map_err(Error::internal)?;
+        .map_err(|error| Error::invalid(format!("spans cannot be sent as OTEL_EXPORTER_OTLP_* says: {error}")))?;
     exporter.set_resource(
         &Resource::builder()
             .with_service_name(target.service.clone())
