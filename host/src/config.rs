@@ -1,4 +1,4 @@
-//! Settings: `chalet.toml`, overridden by `CHALET_*` variables, overridden by flags.
+//! Settings: `chalet.toml`, overridden by `CHALET_*` variables, and for traces those of OpenTelemetry, overridden by flags.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::gateway::serve;
 use crate::kernel::error::{Error, Result};
+use crate::kernel::trace;
 use crate::services::egress;
 
 /// Everything that an operator can set. Every field has a default, and an unknown one is refused.
@@ -29,6 +30,8 @@ pub struct Config {
     pub egress: egress::Config,
     /// Feature flags.
     pub flags: Flags,
+    /// Traces for the operator.
+    pub telemetry: trace::Config,
 }
 
 /// The operator's first key.
@@ -111,6 +114,7 @@ impl Config {
         if let Some(path) = variable("CHALET_FLAGS_DEFAULTS") {
             config.flags.defaults = Some(path.into());
         }
+        config.telemetry.environment(variable)?;
         Ok(config)
     }
 

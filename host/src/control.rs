@@ -39,6 +39,7 @@ use crate::gateway::Door;
 use crate::gateway::respond::request_id;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
+use crate::kernel::trace;
 use crate::services::audit::{Actor, Record};
 use crate::services::keys::{Principal, Right};
 use crate::services::limits::CONTROL;
@@ -234,6 +235,7 @@ async fn authorize(
         Ok(scope) => {
             request.extensions_mut().insert(caller.clone());
             if let Some(scope) = scope {
+                trace::current().set("chalet.tenant", scope.name());
                 request.extensions_mut().insert(Tenant(scope));
             }
             let response = next.run(request).await;

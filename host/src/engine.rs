@@ -45,6 +45,7 @@ use crate::kernel::cache::Cache;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::TenantScope;
+use crate::kernel::trace;
 use crate::services::limits::Limits;
 
 /// Components whose refusal is remembered, so that the same bad upload costs one look and one compilation.
@@ -210,7 +211,14 @@ impl Engine {
         if Digest::of(&wasm) != *digest {
             return Err(Error::internal(format!("the stored component {digest} is damaged")));
         }
-        match self.0.compiler.compile(scope, wasm.clone(), budget).await {
+        let span = trace::child("compile");
+        span.set("chalet.component.bytes", wasm.len());
+        let compiled = self.0.compiler.compile(scope, wasm.clone(), budget).await;
+        if let Err(failed) = &compiled {
+            span.fail(failed.error.code());
+        }
+        drop(span);
+        match compiled {
             Ok(code) => {
                 let (inner, key) = (self.0.clone(), *digest);
                 tokio::task::spawn_blocking(move || inner.pool(&wasm).cache.store(&key, &code))

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -34,6 +34,7 @@ use crate::kernel::breaks::Breaks;
 use crate::kernel::db::Db;
 use crate::kernel::error::{Error, Kind};
 use crate::kernel::id;
+use crate::kernel::trace::{Span, Traces};
 use crate::services::audit::Log;
 use crate::services::directory::Directory;
 use crate::services::keys::Keys;
@@ -74,6 +75,8 @@ pub struct Parts {
     pub engine: crate::engine::Engine,
     /// Counts for operators.
     pub metrics: Metrics,
+    /// Traces for operators.
+    pub traces: Traces,
     /// Cancelled when the node is told to stop: an answer without an end ends then.
     pub stopping: CancellationToken,
     /// What a test has switched off.
@@ -124,6 +127,7 @@ async fn meet(State(door): State<Door>, request: Request, next: Next) -> Respons
     let plane = metrics::plane(request.uri().path());
     let id = id::new();
     let named = HeaderValue::from_str(&id);
+    let span = span(&door, plane, &id, &request);
     let answer = async {
         if let Some(refusal) = strict::refusal(&request) {
             return refusal;
@@ -134,12 +138,30 @@ async fn meet(State(door): State<Door>, request: Request, next: Next) -> Respons
             Error::internal(format!("a request panicked: {said}")).into_response()
         })
     };
-    let mut response = REQUEST.scope(id, answer).await;
+    let mut response = span.scope(REQUEST.scope(id, answer)).await;
     if let Ok(value) = named {
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
     }
+    span.set("http.response.status_code", response.status().as_u16());
+    if response.status().is_server_error() {
+        span.fail(response.status().as_str());
+    }
     door.metrics.answered(plane, response.status(), started.elapsed());
     response
+}
+
+/// The request's span. Nobody wants to look at those of probes, scrapes and the documentation.
+fn span(door: &Door, plane: &'static str, id: &str, request: &Request) -> Span {
+    if plane == "other" {
+        return Span::default();
+    }
+    let span = door.traces.request(request.headers());
+    if span.sampled() {
+        span.asks(request.method().as_str(), request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
+        span.set("chalet.plane", plane);
+        span.set("chalet.request.id", id);
+    }
+    span
 }
 
 fn text_of(panic: &(dyn Any + Send)) -> &str {

@@ -22,6 +22,7 @@ use crate::kernel::db::Db;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::id;
 use crate::kernel::tenant::TenantScope;
+use crate::kernel::trace::{self, Span};
 use crate::services::idempotency::{Answer as StoredAnswer, Cause, Idempotency};
 use crate::services::invocations::{self, Line, Record};
 use crate::services::plugins::{Released, components};
@@ -31,6 +32,8 @@ use crate::triggers::{self, Answer, Call, Ended, Failure};
 const LANE_RUNS: u32 = 8;
 /// Runs with the tenant's other commits held back, on this node and, for a second each, on the others.
 const GATE_RUNS: u32 = 64;
+/// What a plugin that refuses its input for good has answered: the caller's mistake, and nobody's failure.
+const REJECTED: &str = "rejected";
 /// How much longer than its deadline an invocation may hold its idempotency key.
 const LEASE: Duration = Duration::from_secs(5);
 
@@ -130,9 +133,16 @@ impl Invoker {
     /// Run one invocation to its end. Dropping the future cancels it up to the point where its effects are
     /// handed to the committer, and changes nothing from there on.
     pub async fn run(&self, work: Work) -> Result<Done, Failed> {
-        let started = Started::now(self, &work);
+        let span = trace::child("invocation");
+        let started = Started::now(self, &work, span.clone());
         let invocation = started.record.id.clone();
-        self.run_claimed(work, started).await.map_err(|error| Failed { invocation, error })
+        let result = span.scope(self.run_claimed(work, started)).await;
+        match &result {
+            Ok(done) => span.set("chalet.replayed", done.replayed),
+            Err(error) if error.code() != REJECTED => span.fail(error.code()),
+            Err(_) => {}
+        }
+        result.map_err(|error| Failed { invocation, error })
     }
 
     /// Look for the answer to a known cause, which costs no place and no instance; else hold the cause's key
@@ -188,7 +198,7 @@ impl Invoker {
                     Err(error) => return Err(started.fail(self, &work, error, Vec::new())),
                 }
             }
-            let ended = match triggers::run(&inner.engine, program.clone(), guest, work.call.clone()).await {
+            let ended = match self.run_once(program.clone(), guest, work.call.clone()).await {
                 Ok(ended) => ended,
                 Err(error) => return Err(started.fail(self, &work, error, Vec::new())),
             };
@@ -225,6 +235,24 @@ impl Invoker {
                 lane = Some((inner.lanes.enter(work.scope.id(), &changed).await, changed));
             }
         }
+    }
+
+    async fn run_once(&self, program: Arc<Program>, guest: Guest, call: Call) -> Result<Ended> {
+        let span = trace::child("run");
+        let ended = span.scope(triggers::run(&self.0.engine, program, guest, call)).await;
+        match &ended {
+            Ok(ended) => {
+                span.set("chalet.fuel", ended.spent.fuel);
+                span.set("chalet.host_calls", ended.spent.host_calls);
+                match &ended.outcome {
+                    Ok(_) => {}
+                    Err(failure @ (Failure::Rerun(_) | Failure::Reject(_))) => span.set("chalet.code", failure.code()),
+                    Err(failure) => span.fail(failure.code()),
+                }
+            }
+            Err(error) => span.fail(error.code()),
+        }
+        ended
     }
 
     /// The program of the version: mapped, or fetched and compiled if this node does not have it.
@@ -278,8 +306,8 @@ impl Invoker {
         reason: String,
         fuel: u64,
     ) -> Concluded {
-        started.record.outcome = "rejected".into();
-        started.record.code = "rejected".into();
+        started.record.outcome = REJECTED.into();
+        started.record.code = REJECTED.into();
         started.record.error = Some(reason.clone());
         let problem = serde_json::json!({ "type": "about:blank", "title": "Unprocessable Content", "status": 422,
             "code": "rejected", "detail": reason, "invocation": started.record.id });
@@ -424,25 +452,24 @@ fn given(invocation: &str, answer: Answer) -> (u16, Done) {
 
 /// A failure of a guest, as its caller sees it.
 fn failure_error(failure: Failure) -> Error {
+    let code = failure.code();
     match failure {
         Failure::Rerun(_) => Error::internal("a re-run was taken for a failure"),
-        Failure::Retry { after_ms } => Error::unavailable("plugin_retry", "the plugin asks to be called again")
+        Failure::Retry { after_ms } => Error::unavailable(code, "the plugin asks to be called again")
             .retry_after(Duration::from_millis(after_ms.min(86_400_000))),
-        Failure::Reject(reason) => Error::new(Kind::Invalid, "rejected", reason),
-        Failure::Trap { code, message } => Error::new(Kind::Failed, code, message),
+        Failure::Reject(reason) => Error::new(Kind::Invalid, code, reason),
+        Failure::Trap { message, .. } => Error::new(Kind::Failed, code, message),
         Failure::Deadline => {
-            Error::new(Kind::Failed, "deadline_exceeded", "the plugin did not answer in its time; nothing was changed")
+            Error::new(Kind::Failed, code, "the plugin did not answer in its time; nothing was changed")
         }
         Failure::Fuel => Error::new(
             Kind::Failed,
-            "fuel_exhausted",
+            code,
             "the plugin burned the fuel that one invocation may burn; nothing was changed",
         ),
-        Failure::Overloaded => {
-            Error::unavailable("overloaded", "the server has no place for the plugin now; try again")
-                .retry_after(Duration::from_secs(1))
-        }
-        Failure::InvalidResponse(reason) => Error::new(Kind::Failed, "invalid_response", reason),
+        Failure::Overloaded => Error::unavailable(code, "the server has no place for the plugin now; try again")
+            .retry_after(Duration::from_secs(1)),
+        Failure::InvalidResponse(reason) => Error::new(Kind::Failed, code, reason),
     }
 }
 
@@ -455,6 +482,7 @@ struct Started {
     bytes_in: u64,
     bytes_out: u64,
     open: Option<Arc<Open>>,
+    span: Span,
 }
 
 /// What is counted of an invocation whose caller went away, when both have let go of it: the caller, and the guest, which
@@ -477,7 +505,7 @@ impl Drop for Open {
 }
 
 impl Started {
-    fn now(invoker: &Invoker, work: &Work) -> Self {
+    fn now(invoker: &Invoker, work: &Work, span: Span) -> Self {
         let now_ms = invoker.0.shard.clock().now_ms();
         let (trigger, bytes_in) = match &work.call {
             Call::Http(request) => ("http", request.body.len()),
@@ -499,7 +527,12 @@ impl Started {
         };
         let (tally, scope) = (invoker.0.tally.clone(), work.scope.clone());
         let open = Some(Arc::new(Open { tally, scope, cancelled: OnceLock::new(), fuel: AtomicU64::new(0) }));
-        Self { at: Instant::now(), now_ms, record, bytes_in: bytes_in as u64, bytes_out: 0, open }
+        span.set("chalet.tenant", work.scope.name());
+        span.set("chalet.plugin", &record.plugin[..]);
+        span.set("chalet.version", &record.version[..]);
+        span.set("chalet.trigger", trigger);
+        span.set("chalet.invocation.id", &record.id[..]);
+        Self { at: Instant::now(), now_ms, record, bytes_in: bytes_in as u64, bytes_out: 0, open, span }
     }
 
     /// It was no invocation after all: nothing ran.
@@ -534,18 +567,31 @@ impl Started {
         })
     }
 
+    /// Say of its span how it ended.
+    fn describe(&self) {
+        let (record, span) = (&self.record, &self.span);
+        span.set("chalet.outcome", &record.outcome[..]);
+        span.set("chalet.code", &record.code[..]);
+        span.set("chalet.fuel", record.fuel);
+        span.set("chalet.reruns", record.reruns);
+        if !matches!(&record.outcome[..], "ok" | REJECTED) {
+            span.fail(&record.code);
+        }
+    }
+
     /// End it: what is left to count.
     fn close(&mut self) -> (Record, Compute) {
         // A fault of the host may have lost the guest, and not what it burned.
         let lost = self.open.take().map_or(0, |open| open.fuel.load(Ordering::Relaxed));
         self.record.fuel = self.record.fuel.saturating_add(lost);
+        self.describe();
         (self.record.clone(), self.compute())
     }
 
     /// End it as a failure; the error goes on to the caller.
     fn fail(&mut self, invoker: &Invoker, work: &Work, error: Error, log: Vec<Line>) -> Error {
         self.record.outcome = match error.code() {
-            "rejected" => "rejected",
+            REJECTED => REJECTED,
             "conflict" => "conflict",
             _ => "failed",
         }
@@ -554,7 +600,8 @@ impl Started {
         self.record.error = Some(error.message().to_owned());
         self.finish(0);
         if error.kind() == Kind::Internal {
-            tracing::error!(invocation = %self.record.id, ?error, "an invocation failed through a fault of the host");
+            let trace = trace::id();
+            tracing::error!(invocation = %self.record.id, trace, ?error, "an invocation failed through a fault of the host");
         }
         invoker.0.tally.add(&work.scope, self.close(), log);
         invoker.0.counts.invocations.fetch_add(1, Ordering::Relaxed);
@@ -567,6 +614,7 @@ impl Drop for Started {
     fn drop(&mut self) {
         if let Some(open) = self.open.take() {
             self.finish(0);
+            self.describe();
             let _ = open.cancelled.set((self.record.clone(), self.compute()));
         }
     }

@@ -1,4 +1,4 @@
-//! What everything else stands on: errors, time, ids, tenants, encryption and databases.
+//! What everything else stands on: errors, time, ids, tenants, encryption, databases and traces.
 
 pub mod breaks;
 pub(crate) mod cache;
@@ -12,3 +12,4 @@ pub mod panic;
 pub mod secret;
 pub mod task;
 pub mod tenant;
+pub mod trace;

@@ -27,6 +27,7 @@ use crate::kernel::db::{Db, Location};
 use crate::kernel::error::{Error, Result};
 use crate::kernel::secret::Master;
 use crate::kernel::task::{Task, Tasks};
+use crate::kernel::trace::Traces;
 use crate::services::audit::{Actor, Log, Record};
 use crate::services::directory::Directory;
 use crate::services::egress::Egress;
@@ -53,6 +54,7 @@ pub struct Platform {
 impl Platform {
     /// Start everything but the listener.
     pub async fn start(config: &Config, clock: Clock) -> Result<Self> {
+        let traces = Traces::start(&config.telemetry)?;
         let data = config.data();
         std::fs::create_dir_all(&data)
             .map_err(|error| Error::invalid(format!("the data folder {} cannot be made: {error}", data.display())))?;
@@ -90,6 +92,7 @@ impl Platform {
             credentials: Credentials::new(keys.clone()),
             plugins: Plugins::new(shard.clone()),
             metrics: Metrics::new(),
+            traces,
             stopping: CancellationToken::new(),
             db,
             shard,
@@ -136,6 +139,7 @@ impl Platform {
         self.door.invoker.tally().flush().await;
         self.door.audit.settle(true).await;
         self.door.shard.close().await;
+        self.door.traces.close().await;
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! The yardstick: axum without anything behind it, answering what the plugins `guest-hello` and `pricing` do.
 //!
 //! It runs in a process of its own, from this same program, on the runtime that a `chalet serve` uses, and reads the
-//! request's body where there is one. What it leaves out is all that Chalet adds.
+//! request's body where there is one. What it leaves out is all that Chalet adds. Beside that it is a collector of traces
+//! that forgets them.
 
 use std::io::{Read as _, Write as _};
 use std::process::Command;
@@ -9,7 +10,7 @@ use std::process::Command;
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::header::CONTENT_TYPE;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::TcpListener;
 
 use crate::child;
@@ -36,7 +37,9 @@ pub fn serve() {
         std::io::stdout().flush().expect("stdout is piped");
         let hello = || async { HELLO };
         let price = |_body: Bytes| async { ([(CONTENT_TYPE, "application/json")], PRICE) };
-        axum::serve(listener, Router::new().route("/", get(hello).post(price))).await.expect("axum serves");
+        let forget = |_spans: Bytes| async {};
+        let router = Router::new().route("/", get(hello).post(price)).route("/v1/traces", post(forget));
+        axum::serve(listener, router).await.expect("axum serves");
     });
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }

@@ -98,7 +98,7 @@ impl Work {
 
     /// Whether it is ours: then a failure of it fails the run.
     pub fn ours(&self) -> bool {
-        matches!(self, Self::Http { server: Kind::Sqlite | Kind::Postgres, .. })
+        matches!(self, Self::Http { server: Kind::Sqlite | Kind::Postgres | Kind::Traced(_), .. })
     }
 
     /// The contestant who has to go before.
@@ -142,6 +142,8 @@ pub fn all() -> Vec<Contestant> {
         Request { content_type: "application/cloudevents-batch+json", ..request }
     };
     let peer = |name, title, peer| pure(name, title, "bare-get", Work::pure(Kind::Peer(peer), hello("/")));
+    let traced =
+        |name, title, ratio| pure(name, title, "hello", Work::pure(Kind::Traced(ratio), hello("/t/acme/guest-hello/")));
     let mut all = vec![
         pure("bare-get", "bare axum, GET", "bare-get", Work::pure(Kind::Axum, hello("/"))),
         pure("bare-post", "bare axum, POST", "bare-post", Work::pure(Kind::Axum, price("/"))),
@@ -153,6 +155,9 @@ pub fn all() -> Vec<Contestant> {
         peer("extism", "Extism: fresh plugins", Peer::Extism),
         peer("extism-pooled", "Extism: plugins are shared", Peer::ExtismPooled),
         pure("hello", "**Chalet**, hello world", "bare-get", Work::pure(Kind::Sqlite, hello("/t/acme/guest-hello/"))),
+        traced("hello-traced-0", "**Chalet**, hello world, of its requests traced: none", "0"),
+        traced("hello-traced-0.01", "**Chalet**, hello world, of its requests traced: 1 in 100", "0.01"),
+        traced("hello-traced-1", "**Chalet**, hello world, of its requests traced: all", "1"),
         pure(
             "pricing",
             "**Chalet**, `pricing`: JSON and a flag",

@@ -59,6 +59,12 @@ pub fn of(found: &Found) -> Vec<Goal> {
     vec![
         Goal::at_least("hello world, 32 connections", 0.40, "of bare axum", ratio("hello", "bare-get", 32)),
         Goal::at_least("hello world, 128 connections", 0.50, "of bare axum", ratio("hello", "bare-get", 128)),
+        Goal::at_least(
+            "hello world, a collector set, none traced",
+            0.98,
+            "of hello world without one",
+            ratio("hello-traced-0", "hello", 32),
+        ),
         Goal::at_least("hello world", 1.0, "of the tuned plain host", ratio("hello", "plain", 32)),
         Goal::at_least("hello world", 6.0, "of `wasmtime serve`, fresh", ratio("hello", "wasmtime", 32)),
         Goal::at_least("hello world", 1.0, "of `wasmtime serve`, reused", ratio("hello", "wasmtime-reused", 32)),

@@ -27,6 +27,8 @@ pub enum Kind {
     Sqlite,
     /// `chalet serve` on PostgreSQL, which syncs.
     Postgres,
+    /// `chalet serve` on SQLite with a collector of traces, at this ratio.
+    Traced(&'static str),
     /// Somebody else's.
     Peer(Peer),
 }
@@ -39,11 +41,12 @@ pub enum Running {
     Chalet(Box<Chalet>),
 }
 
-/// `chalet serve` with the tenant `acme`; the server ends before its database.
+/// `chalet serve` with the tenant `acme`; the server ends before its database and its collector.
 pub struct Chalet {
     server: Server,
     keys: Vec<String>,
     postgres: Option<Postgres>,
+    _collector: Option<child::Server>,
 }
 
 /// A cluster with the server's database and an empty one beside it.
@@ -75,17 +78,22 @@ impl Running {
     pub async fn start(kind: Kind) -> Result<Self, String> {
         Ok(match kind {
             Kind::Axum => Self::Other(bare::start()?),
-            Kind::Sqlite => Self::chalet(Setup::sqlite(), None).await,
+            Kind::Sqlite => Self::chalet(Setup::sqlite(), None, None).await,
             Kind::Postgres => {
                 let cluster = Cluster::start_syncing();
                 let (database, other) = (cluster.database().await, cluster.database().await);
-                Self::chalet(Setup::on(&database), Some(Postgres { cluster, database, other })).await
+                Self::chalet(Setup::on(&database), Some(Postgres { cluster, database, other }), None).await
+            }
+            Kind::Traced(ratio) => {
+                let collector = bare::start()?;
+                let setup = Setup::sqlite().with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url);
+                Self::chalet(setup.with("OTEL_TRACES_SAMPLER_ARG", ratio), None, Some(collector)).await
             }
             Kind::Peer(peer) => Self::Other(peers::start(peer)?),
         })
     }
 
-    async fn chalet(setup: Setup, postgres: Option<Postgres>) -> Self {
+    async fn chalet(setup: Setup, postgres: Option<Postgres>, collector: Option<child::Server>) -> Self {
         let server = Server::start_with(setup);
         server.unlimited().await;
         let acme = server.tenant("acme").await;
@@ -101,7 +109,7 @@ impl Running {
         while keys.len() < KEYS {
             keys.push(acme.mint(&["tenant:admin"]).await);
         }
-        Self::Chalet(Box::new(Chalet { server, keys, postgres }))
+        Self::Chalet(Box::new(Chalet { server, keys, postgres, _collector: collector }))
     }
 
     /// `http://127.0.0.1:PORT`.

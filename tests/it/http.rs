@@ -27,7 +27,7 @@ on_both_engines! {
 
 /// A server that answers 200 to everything, but for the first request to `/hold`, which it leaves without an answer,
 /// and keeps the requests it got.
-async fn upstream() -> (u16, Arc<Mutex<Vec<String>>>) {
+pub(crate) async fn upstream() -> (u16, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -84,7 +84,7 @@ async fn what_is_not_granted_or_points_inwards_is_refused(engine: Engine) {
 }
 
 /// The guest with a grant for this address: a port that is not the scheme's own has to be granted as such.
-fn granted(local: &str) -> Vec<u8> {
+pub(crate) fn granted(local: &str) -> Vec<u8> {
     let component = component("guest-http");
     let mut manifest = Manifest::from_component(&component).expect("a manifest");
     manifest.grants.egress.push(local.to_owned());

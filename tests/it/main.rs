@@ -42,6 +42,7 @@ mod shape;
 mod store;
 mod sweep;
 mod timing;
+mod traces;
 mod transaction;
 mod upload;
 mod webhook;

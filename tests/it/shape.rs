@@ -30,6 +30,9 @@ const UPWARD: &[(&str, &str)] = &[
 /// Which library appears where, by the beginning of the path below host/src.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("axum", &["gateway", "control", "platform.rs", "cli/"]),
+    ("opentelemetry", &["kernel/trace"]),
+    ("opentelemetry_otlp", &["kernel/trace"]),
+    ("opentelemetry_sdk", &["kernel/trace"]),
     ("wasmtime", &["engine", "capabilities", "triggers"]),
     (
         "sqlx",

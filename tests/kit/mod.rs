@@ -1,6 +1,7 @@
 //! The kit that the tests share: servers, databases, tenants and guests, set up in a line.
 
 pub mod carrier;
+pub mod collector;
 #[macro_use]
 #[allow(unused_macros, reason = "the benchmark measures on engines of its own choice")]
 pub mod engine;

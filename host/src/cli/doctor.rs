@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::engine::{self, Confinement};
 use crate::kernel::clock::{Clock, rfc3339};
 use crate::kernel::db::{self, Db, Location};
+use crate::kernel::trace;
 
 /// Below this a disk is full for a database that is about to write its log.
 const DISK_BROKEN: u64 = 100 << 20;
@@ -61,6 +62,7 @@ impl Doctor {
             ("database", database(&config, &data).await),
             ("clock", clock()),
             ("port", port(&config).await),
+            ("traces", traces(&config).await),
         ];
         let mut broken = 0;
         for (name, finding) in checks {
@@ -187,6 +189,19 @@ fn clock() -> Finding {
         Broken(format!("{shown} is in the past"), "set the clock (NTP): signed webhooks and expiry need it".into())
     } else {
         Well(shown)
+    }
+}
+
+async fn traces(config: &Config) -> Finding {
+    match trace::reach(&config.telemetry).await {
+        Ok(None) => Well("off, since no collector is set".into()),
+        Ok(Some(url)) => Well(format!("the collector at {url} takes them")),
+        Err(error) => Broken(
+            format!("the collector does not take them: {}", error.message()),
+            "correct OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_HEADERS, or start the collector; requests do not \
+             wait for it"
+                .into(),
+        ),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::effects::{Breaks, Effects, Key, Range, Row, SharedStore};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
+use crate::kernel::trace::{self, Span};
 
 /// Rows of a batch: keeps the writer's transaction within a few milliseconds.
 const BATCH_ROWS: usize = 512;
@@ -82,7 +83,27 @@ struct Queue {
 struct Pending {
     set: Set,
     since: Instant,
+    caller: Caller,
+}
+
+/// Who waits for the verdict on a set.
+struct Caller {
     done: oneshot::Sender<Verdict>,
+    span: Span,
+}
+
+impl Caller {
+    /// Tell what became of the set; its span has ended by then.
+    fn tell(self, verdict: Verdict) {
+        match &verdict {
+            Verdict::Committed { .. } => {}
+            // It is run again: that is no error.
+            Verdict::Conflict { .. } => self.span.set("chalet.code", "conflict"),
+            Verdict::Refused(error) => self.span.fail(error.code()),
+        }
+        drop(self.span);
+        let _ = self.done.send(verdict);
+    }
 }
 
 /// Run a future that may block on a thread of its own, to its end or the runtime's.
@@ -296,6 +317,9 @@ impl Shard {
     /// Hand a set to the committer and learn what became of it. Dropping the future changes nothing.
     pub async fn commit(&self, set: Set) -> Result<Verdict> {
         let (done, verdict) = oneshot::channel();
+        let span = trace::child("commit");
+        span.set("chalet.commit.rows", set.writes.len());
+        let caller = Caller { done, span };
         {
             let mut queue = self.queue();
             if queue.closed {
@@ -308,7 +332,7 @@ impl Shard {
             let tenant = set.scope.id().clone();
             let sets = queue.sets.entry(tenant.clone()).or_default();
             let first = sets.is_empty();
-            sets.push_back(Pending { set, since: Instant::now(), done });
+            sets.push_back(Pending { set, since: Instant::now(), caller });
             // A lane that is busy with this tenant puts it back into the order itself.
             if first && !queue.busy.contains(&tenant) {
                 queue.order.push_back(tenant);
@@ -427,14 +451,18 @@ impl Shard {
     async fn run(&self, batch: Vec<Pending>) {
         let (mut sets, mut callers) = (Vec::new(), Vec::new());
         for pending in batch {
-            if pending.since.elapsed() > WAIT {
+            let Pending { set, since, caller } = pending;
+            let waited = since.elapsed();
+            caller.span.set("chalet.commit.waited_us", waited.as_micros() as u64);
+            if waited > WAIT {
                 let late = Error::unavailable("overloaded", "the commit waited too long for its turn; try again");
-                let _ = pending.done.send(Verdict::Refused(late));
+                caller.tell(Verdict::Refused(late));
             } else {
-                sets.push(pending.set);
-                callers.push(pending.done);
+                sets.push(set);
+                callers.push(caller);
             }
         }
+        callers.iter().for_each(|caller| caller.span.set("chalet.commit.batch", sets.len()));
         if sets.is_empty() {
             return;
         }
@@ -457,14 +485,14 @@ impl Shard {
             }
         };
         let mut verdicts = verdicts.into_iter();
-        for done in callers {
+        for caller in callers {
             let verdict = verdicts.next().unwrap_or_else(|| {
                 Verdict::Refused(Error::unavailable(
                     OUTCOME_UNKNOWN,
                     "the commit's outcome is not known; look before you repeat it",
                 ))
             });
-            let _ = done.send(verdict);
+            caller.tell(verdict);
         }
     }
 

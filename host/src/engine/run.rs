@@ -23,6 +23,7 @@ use crate::engine::guest::{Guest, Stop};
 use crate::engine::limits::{ANSWER_SLACK_BYTES, HANDLES, HOSTCALL_BYTES};
 use crate::engine::{Engine, Program};
 use crate::kernel::error::{Error, Result};
+use crate::kernel::trace;
 
 /// Units of fuel between two yields: about a tenth of a millisecond, so that a guest that has to go
 /// is gone within it, while a yield's cost of about a microsecond is lost in it.
@@ -60,6 +61,22 @@ pub enum Failure {
     Overloaded,
 }
 
+impl Failure {
+    /// What the caller is told by it, but for a run that is run again: nobody is told of that.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Rerun(_) => "conflict",
+            Self::Retry { .. } => "plugin_retry",
+            Self::Reject(_) => "rejected",
+            Self::Trap { code, .. } => code,
+            Self::Deadline => "deadline_exceeded",
+            Self::Fuel => "fuel_exhausted",
+            Self::InvalidResponse(_) => "invalid_response",
+            Self::Overloaded => "overloaded",
+        }
+    }
+}
+
 /// What a run used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
@@ -91,7 +108,7 @@ impl Engine {
         let runtime = self.0.runtime()?;
         let engine = self.clone();
         let (tenant, deadline) = (guest.invocation().scope.id().clone(), guest.invocation().deadline);
-        let running = Box::pin(async move { engine.run_here(&program, guest, call).await });
+        let running = Box::pin(trace::current().scope(async move { engine.run_here(&program, guest, call).await }));
         let mut running = self.0.turns.take(tenant, deadline, running);
         {
             let _runtime = runtime.enter();

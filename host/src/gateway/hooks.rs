@@ -13,6 +13,7 @@ use crate::gateway::respond::problem;
 use crate::invocation::Work;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::TenantScope;
+use crate::kernel::trace;
 use crate::services::idempotency::{self, Cause};
 use crate::services::plugins::Released;
 use crate::services::webhooks::{self, Source, Verified};
@@ -35,6 +36,7 @@ pub(super) async fn handle(
     let (parts, body) = request.into_parts();
     let prepared = async {
         let scope = door.directory.by_name(&tenant).await?.ok_or_else(no_source)?;
+        trace::current().set("chalet.tenant", scope.name());
         let dice = rand::random_range(0..100);
         let released = door.plugins.receiver(&scope, &source, dice).await?.ok_or_else(no_source)?;
         let definition = definition(&door, &scope, &released, &source).await?;

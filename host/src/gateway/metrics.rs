@@ -115,6 +115,12 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     let counts = &door.metrics.connections;
     counter("connections_refused", "Connections closed because their address had its share", read(&counts.refused));
     counter("connections_expired", "Connections closed for being idle or slow", read(&counts.expired));
+    counter("spans_exported", "Spans of traces that the collector took", door.traces.exported());
+    counter(
+        "spans_dropped",
+        "Spans of traces that were lost, since the collector failed or was too slow",
+        door.traces.dropped(),
+    );
     counter("compiles", "Compile workers started", door.engine.compiles());
     let rejected: Family<Rejected, Counter> = Family::default();
     for (rule, count) in door.engine.rejected() {

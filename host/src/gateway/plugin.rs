@@ -18,6 +18,7 @@ use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::header::is_hop_by_hop;
 use crate::kernel::tenant::TenantScope;
+use crate::kernel::trace;
 use crate::services::idempotency::{self, Cause};
 use crate::services::keys::{Principal, Right};
 use crate::services::limits::{self, Admission};
@@ -62,7 +63,14 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     };
     let (scope, released) = found.ok_or_else(|| refuse(no_route()))?;
     caller.check(&scope, door.breaks).map_err(refuse)?;
+    let span = trace::current();
+    span.set("chalet.tenant", scope.name());
+    span.set("chalet.plugin", plugin);
     let matched = released.routes.find(parts.method.as_str(), &path).ok_or_else(|| refuse(no_route()))?;
+    if span.sampled() {
+        let route = matched.route.split_once(' ').map_or("", |(_, path)| path);
+        span.asks(parts.method.as_str(), Some(&format!("/t/{{tenant}}/{{plugin}}{route}")));
+    }
 
     let key = match &caller {
         Caller::Key(principal) => Some(principal.key.as_str()),

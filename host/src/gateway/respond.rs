@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::invocation::Failed;
 use crate::kernel::error::{Error, Kind};
+use crate::kernel::trace;
 
 tokio::task_local! {
     /// The id of the request that is being answered.
@@ -75,7 +76,7 @@ pub fn problem(error: &Error, invocation: Option<String>) -> Response {
     let status = status(error);
     let request = request_id();
     if error.kind() == Kind::Internal {
-        tracing::error!(?error, request, "a request failed through a fault of the host");
+        tracing::error!(?error, request, trace = trace::id(), "a request failed through a fault of the host");
     }
     let body = Problem {
         kind: "about:blank".into(),

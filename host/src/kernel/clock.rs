@@ -47,6 +47,11 @@ impl Clock {
     }
 }
 
+/// The system's own time, for what is laid beside other machines' times: no test moves it, and no database leads it.
+pub fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
 /// RFC 3339 in UTC with milliseconds, the form of every time in the API.
 pub fn rfc3339(ms: i64) -> String {
     let time = Timestamp::from_millisecond(ms).unwrap_or(if ms < 0 { Timestamp::MIN } else { Timestamp::MAX });

@@ -27,6 +27,7 @@ use self::address::{Network, public};
 use self::target::{Grant, Target};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
+use crate::kernel::trace::{self, Span, TRACEPARENT};
 
 /// The longest that a request may take, whatever the guest asks for.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -56,6 +57,9 @@ pub struct Config {
     /// `host:port` on this machine that may be reached, also over `http`, if a plugin is granted it. For
     /// development and tests: only loopback addresses are connected to.
     pub local: Vec<String>,
+    /// Hosts, or `host:port`, that are told which trace a request is a part of: where this or another node of the
+    /// operator's answers, so that plugins that call each other make one trace. Others are not told.
+    pub traced: Vec<String>,
     /// Public networks that are refused as well, such as the operator's own services.
     pub deny: Vec<String>,
     /// A PEM file with roots to trust beside the public ones.
@@ -97,6 +101,7 @@ pub struct Egress(Arc<Inner>);
 struct Inner {
     http: bool,
     local: Vec<Grant>,
+    traced: Vec<Grant>,
     deny: Vec<Network>,
     tls: Arc<rustls::ClientConfig>,
     resolve: Resolve,
@@ -118,6 +123,7 @@ impl Egress {
         if local.iter().any(|grant| grant.port.is_none()) {
             return Err(Error::invalid("egress.local lists host:port, such as localhost:9000"));
         }
+        let traced = config.traced.iter().map(|text| Grant::parse(text)).collect::<Result<Vec<_>>>()?;
         let network = |text: &String| {
             Network::parse(text)
                 .ok_or_else(|| Error::invalid("egress.deny lists networks, such as 203.0.113.0/24 or 2001:db8::/32"))
@@ -125,6 +131,7 @@ impl Egress {
         Ok(Self(Arc::new(Inner {
             http: config.http,
             local,
+            traced,
             deny: config.deny.iter().map(network).collect::<Result<_>>()?,
             tls: Arc::new(tls(config)?),
             resolve,
@@ -141,6 +148,27 @@ impl Egress {
     /// Send a request to a host that `allowed` names, and wait for all of the answer. Dropping the future
     /// closes the connection.
     pub async fn send(&self, scope: &TenantScope, allowed: &[String], request: Request) -> Result<Response> {
+        let span = trace::outgoing(&request.method);
+        let sent = self.send_traced(scope, allowed, request, &span).await;
+        match &sent {
+            Ok(response) => {
+                span.set("http.response.status_code", response.status);
+                if response.status >= 400 {
+                    span.fail(&response.status.to_string());
+                }
+            }
+            Err(error) => span.fail(error.code()),
+        }
+        sent
+    }
+
+    async fn send_traced(
+        &self,
+        scope: &TenantScope,
+        allowed: &[String],
+        request: Request,
+        span: &Span,
+    ) -> Result<Response> {
         let deadline = Instant::now() + request.timeout.min(TIMEOUT);
         let target = Target::parse(&request.url)?;
         let local = self.0.local.iter().any(|grant| grant.names(&target));
@@ -151,10 +179,19 @@ impl Egress {
         if !allowed.iter().filter_map(|text| Grant::parse(text).ok()).any(|grant| grant.names(&target)) {
             return Err(denied("the manifest does not grant this host and port; add it to [grants] egress"));
         }
+        // Only now: a host that is not granted is any text that the guest has.
+        span.set("server.address", &target.host[..]);
+        span.set("server.port", target.port);
         if !local && target.special_use() {
             return Err(not_public());
         }
-        let message = client::message(&target, &request)?;
+        let mut message = client::message(&target, &request)?;
+        // What the guest says itself stands.
+        if self.0.traced.iter().any(|grant| grant.names(&target))
+            && let Some(parent) = span.traceparent().and_then(|parent| http::HeaderValue::try_from(parent).ok())
+        {
+            message.headers_mut().entry(TRACEPARENT).or_insert(parent);
+        }
         let work = async {
             let addresses = self.addresses(scope, &target, local).await?;
             client::exchange(&target, &addresses, self.0.tls.clone(), message).await
