@@ -31,8 +31,8 @@ on_both_engines! {
     a_newcomer_makes_a_plugin_works_on_it_and_deploys_it,
 }
 
-/// How long a line of a running command is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a line of a running command is waited for: longer than a machine that is busy builds a plugin.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a command printed, and its exit code.
 struct Ended {

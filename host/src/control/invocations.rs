@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::page::{List, Page, next};
 use crate::control::{LOG_POLL, Tenant};
+use crate::effects::{Effects, RUNS, contended};
 use crate::gateway::Door;
 use crate::gateway::extract::{Path, Query};
 use crate::kernel::error::{Kind, Result};
@@ -128,19 +129,34 @@ impl Tail {
 
     async fn look(&mut self) -> Result<()> {
         self.door.invoker.tally().flush().await;
-        let mut effects = self.door.shard.begin(&self.scope);
-        let (records, _) = invocations::list(&mut effects, None, LOOK).await?;
-        let seen = records.iter().map(|record| record.id.clone()).collect();
-        let mut new = Vec::new();
-        for record in records.into_iter().filter(|record| !self.seen.contains(&record.id)).rev() {
-            if self.filter.plugin.as_ref().is_none_or(|plugin| **plugin == *record.plugin) {
-                let log = invocations::log(&mut effects, &record.id).await?;
-                new.push(Detail { record, log });
+        for _ in 0..RUNS {
+            let mut effects = self.door.shard.begin(&self.scope);
+            let looked = latest(&mut effects, &self.seen, self.filter.plugin.as_deref()).await;
+            // Once more if something was committed between the list and a log: nobody has been shown anything yet.
+            if let Some(((seen, new), _)) = self.door.shard.attempt(effects, looked).await? {
+                self.seen = seen;
+                self.waiting.extend(new);
+                return Ok(());
             }
         }
-        // Only now: a look that ends before, since something was committed meanwhile, has shown nothing to anybody.
-        self.seen = seen;
-        self.waiting.extend(new);
-        Ok(())
+        Err(contended())
     }
+}
+
+/// The ids of the latest invocations, and those of them that were not seen before, in the order in which they began.
+async fn latest(
+    effects: &mut Effects,
+    seen: &HashSet<String>,
+    plugin: Option<&str>,
+) -> Result<(HashSet<String>, Vec<Detail>)> {
+    let (records, _) = invocations::list(effects, None, LOOK).await?;
+    let ids = records.iter().map(|record| record.id.clone()).collect();
+    let mut new = Vec::new();
+    for record in records.into_iter().rev().filter(|record| !seen.contains(&record.id)) {
+        if plugin.is_none_or(|plugin| *plugin == *record.plugin) {
+            let log = invocations::log(effects, &record.id).await?;
+            new.push(Detail { record, log });
+        }
+    }
+    Ok((ids, new))
 }

@@ -342,8 +342,7 @@ impl Store for SqliteStore {
         async move {
             let verdicts = {
                 let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-                let transaction =
-                    writer.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+                let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
                 let verdicts = apply(&transaction, sets, breaks)?;
                 if let Err(error) = transaction.commit() {
                     let error = failed(error);
@@ -416,8 +415,7 @@ fn compute_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Compute> {
 /// The condition that a live row of a range satisfies, with its values.
 fn inside(tenant: &TenantId, range: &Range, now_ms: i64) -> (String, Vec<Column>) {
     let text = |text: &str| Column::Text(text.to_owned());
-    let mut values =
-        vec![text(tenant.as_str()), text(range.space.as_str()), Column::Blob(range.from.to_vec())];
+    let mut values = vec![text(tenant.as_str()), text(range.space.as_str()), Column::Blob(range.from.to_vec())];
     let mut condition = "tenant_id = ? and space = ? and key >= ?".to_owned();
     if let Some(to) = &range.to {
         condition += " and key < ?";
@@ -470,9 +468,8 @@ fn changed_range(connection: &Connection, tenant: &TenantId, facts: &Facts) -> R
         let (condition, values) = inside(tenant, &fact.range, facts.now_ms);
         let sql = format!("select count(*), coalesce(max(version), 0) from rows where {condition}");
         let mut statement = connection.prepare_cached(&sql).map_err(failed)?;
-        let (count, version): (i64, i64) = statement
-            .query_row(params_from_iter(values), |row| Ok((row.get(0)?, row.get(1)?)))
-            .map_err(failed)?;
+        let (count, version): (i64, i64) =
+            statement.query_row(params_from_iter(values), |row| Ok((row.get(0)?, row.get(1)?))).map_err(failed)?;
         if count as u64 != fact.count || version as u64 != fact.max_version {
             return Ok(Some(fact.range.space.key(fact.range.from.clone())));
         }
@@ -582,9 +579,8 @@ fn execute(connection: &Connection, statement: &Statement) -> Result<()> {
 }
 
 fn heads(connection: &Connection, sets: &[Set]) -> Result<HashMap<TenantId, Head>> {
-    let mut statement = connection
-        .prepare_cached("select epoch, seq, bytes, state from heads where tenant_id = ?1")
-        .map_err(failed)?;
+    let mut statement =
+        connection.prepare_cached("select epoch, seq, bytes, state from heads where tenant_id = ?1").map_err(failed)?;
     let mut heads = HashMap::new();
     for tenant in sets.iter().map(|set| set.scope.id()) {
         if heads.contains_key(tenant) {
@@ -737,9 +733,8 @@ fn write_heads(
     heads: &HashMap<TenantId, Head>,
     started: &HashMap<TenantId, Tag>,
 ) -> Result<()> {
-    let mut statement = connection
-        .prepare_cached("update heads set seq = ?2, bytes = ?3 where tenant_id = ?1")
-        .map_err(failed)?;
+    let mut statement =
+        connection.prepare_cached("update heads set seq = ?2, bytes = ?3 where tenant_id = ?1").map_err(failed)?;
     for (tenant, head) in heads.iter().filter(|(tenant, head)| started.get(tenant) != Some(&head.tag)) {
         statement.execute(params![tenant.as_str(), head.tag.seq as i64, head.bytes]).map_err(failed)?;
     }

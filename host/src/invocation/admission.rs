@@ -43,11 +43,7 @@ pub(super) struct Place {
 impl Admission {
     /// Admission to a node on which so many guests can run.
     pub(super) fn new(slots: usize) -> Self {
-        Self {
-            places: Cache::new(TENANTS),
-            most: (slots - slots / 4).max(1),
-            shed: AtomicU64::new(0),
-        }
+        Self { places: Cache::new(TENANTS), most: (slots - slots / 4).max(1), shed: AtomicU64::new(0) }
     }
 
     /// Invocations that were turned away.

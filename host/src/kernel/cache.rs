@@ -24,7 +24,7 @@ impl<K, V> Clone for Cache<K, V> {
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
-    /// A map of so many entries.
+    /// A map of about so many entries: it has parts, each of which rounds up.
     pub(crate) fn new(capacity: usize) -> Self {
         Self(Arc::new(Entries { map: quick_cache::sync::Cache::new(capacity), life: None }))
     }

@@ -197,7 +197,9 @@ impl Memory {
         }
         let levels: Vec<Arc<Mutex<Level>>> = takes
             .iter()
-            .map(|take| self.buckets.get_or_make(&take.bucket, || Arc::new(Mutex::new(Level::empty(take.quota, now_ms)))))
+            .map(|take| {
+                self.buckets.get_or_make(&take.bucket, || Arc::new(Mutex::new(Level::empty(take.quota, now_ms))))
+            })
             .collect();
         let mut held: Vec<(usize, MutexGuard<'_, Level>)> =
             order.into_iter().map(|n| (n, levels[n].lock().unwrap_or_else(PoisonError::into_inner))).collect();
