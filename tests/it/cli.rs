@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
@@ -90,20 +90,30 @@ fn chalet(server: &Server, key: Option<&str>, arguments: &str, stdin: &[u8]) -> 
 struct Running {
     process: Child,
     lines: mpsc::Receiver<String>,
+    /// What it said beside them, so far.
+    stderr: Arc<Mutex<String>>,
 }
 
 impl Running {
     fn start(mut command: Command) -> Self {
         let mut process = command.spawn().expect("the binary is built");
         let printed = BufReader::new(process.stdout.take().expect("stdout is piped")).lines();
+        let beside = BufReader::new(process.stderr.take().expect("stderr is piped")).lines();
         let (tell, lines) = mpsc::channel();
+        let stderr = Arc::new(Mutex::new(String::new()));
         // A line that does not come must not hold up the tests for good.
         std::thread::spawn(move || {
             for line in printed {
                 let _ = tell.send(line.expect("it prints UTF-8"));
             }
         });
-        Self { process, lines }
+        let said = stderr.clone();
+        std::thread::spawn(move || {
+            for line in beside {
+                *said.lock().expect("no panic") += &(line.expect("it prints UTF-8") + "\n");
+            }
+        });
+        Self { process, lines, stderr }
     }
 
     /// The next line that contains this; what came before is passed over.
@@ -112,7 +122,7 @@ impl Running {
             match self.lines.recv_timeout(PATIENCE) {
                 Ok(line) if line.contains(part) => return line,
                 Ok(_) => {}
-                Err(_) => panic!("there was no line with {part}"),
+                Err(_) => panic!("there was no line with {part}; it said {}", self.stderr.lock().expect("no panic")),
             }
         }
     }
@@ -483,10 +493,14 @@ async fn a_secret_is_used_and_replaced_and_never_shown(engine: Engine) {
 }
 
 async fn a_newcomer_makes_a_plugin_works_on_it_and_deploys_it(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
     let place = tempfile::tempdir().expect("a temporary folder");
-    let new = format!("new orders --sdk {}", root().join("guest-sdk").display());
-    assert!(run(&mut command(place.path(), &new), b"").ok().contains("made orders"));
-    let folder = place.path().join("orders");
+    // Both engines' tests build in one target folder, where a name is one file.
+    let name = format!("orders-{engine:?}").to_lowercase();
+    let new = format!("new {name} --sdk {}", root().join("guest-sdk").display());
+    assert!(run(&mut command(place.path(), &new), b"").ok().contains(&format!("made {name}")));
+    let folder = place.path().join(&name);
     let here = |arguments: &str| {
         let mut command = command(&folder, arguments);
         command.env("CARGO_TARGET_DIR", PLUGINS_TARGET);
@@ -498,15 +512,15 @@ async fn a_newcomer_makes_a_plugin_works_on_it_and_deploys_it(engine: Engine) {
     assert!(native.status.success(), "{}", String::from_utf8_lossy(&native.stderr));
 
     let mut dev = Running::start(here("dev"));
-    dev.line("orders 0.1.0 runs");
+    dev.line(&format!("{name} 0.1.0 runs"));
     let elsewhere = dev.line("CHALET_URL=");
-    let value = |name: &str| {
-        let word = elsewhere.split_whitespace().find_map(|word| word.strip_prefix(&format!("{name}=")));
-        word.unwrap_or_else(|| panic!("no {name} in {elsewhere}")).to_owned()
+    let value = |variable: &str| {
+        let word = elsewhere.split_whitespace().find_map(|word| word.strip_prefix(&format!("{variable}=")));
+        word.unwrap_or_else(|| panic!("no {variable} in {elsewhere}")).to_owned()
     };
-    let (url, key, http) = (value("CHALET_URL"), value("CHALET_KEY"), reqwest::Client::new());
+    let (url, key, http) = (value("CHALET_URL"), value("CHALET_KEY"), &server.http);
     let greet = async || {
-        let request = http.post(format!("{url}/t/dev/orders/greetings")).bearer_auth(&key);
+        let request = http.post(format!("{url}/t/dev/{name}/greetings")).bearer_auth(&key);
         expect(request.json(&json!({ "name": "Ada" })), StatusCode::OK).await["times"].clone()
     };
     assert_eq!(greet().await, 1);
@@ -515,16 +529,14 @@ async fn a_newcomer_makes_a_plugin_works_on_it_and_deploys_it(engine: Engine) {
     let source = folder.join("src/lib.rs");
     let text = std::fs::read_to_string(&source).expect("read");
     std::fs::write(&source, text.replace("greeting.times += 1", "greeting.times += 10")).expect("saved");
-    dev.line("orders 0.1.0+dev.1 runs");
+    dev.line(&format!("{name} 0.1.0+dev.1 runs"));
     assert_eq!(greet().await, 11);
     dev.interrupt();
 
-    let server = engine.server().await;
-    let acme = server.tenant("acme").await;
     let mut deploy = here("deploy . --tenant acme --approve");
     run(deploy.env("CHALET_URL", &server.url).env("CHALET_KEY", &acme.key), b"").ok();
-    let greeted = acme.call(Method::POST, "orders", "/greetings").json(&json!({ "name": "Ada" }));
+    let greeted = acme.call(Method::POST, &name, "/greetings").json(&json!({ "name": "Ada" }));
     assert_eq!(expect(greeted, StatusCode::OK).await, json!({ "name": "Ada", "times": 10 }));
-    let checked = run(&mut here(&format!("check {PLUGINS_TARGET}/chalet/orders.wasm")), b"").ok();
-    assert!(checked.contains("orders 0.1.0") && checked.contains("POST /greetings"), "{checked}");
+    let checked = run(&mut here(&format!("check {PLUGINS_TARGET}/chalet/{name}.wasm")), b"").ok();
+    assert!(checked.contains(&format!("{name} 0.1.0")) && checked.contains("POST /greetings"), "{checked}");
 }

@@ -110,7 +110,7 @@ impl Bench {
     async fn set_up(folder: PathBuf, url: &str, admin: &str) -> Result<Self> {
         let admin = Client::with(url, Some(admin))?;
         // The machine is the author's own: every save may be compiled.
-        let plan = json!({ "versions_per_plugin": VERSIONS, "compile_cpu_seconds_per_hour": u32::MAX });
+        let plan = json!({ "versions_per_plugin": VERSIONS, "compile_cpu_seconds_per_hour": i32::MAX });
         admin.put("/v1/plans/dev", plan.to_string().into_bytes()).await?;
         let of = ForTenant { tenant: TENANT.into() };
         if admin.get(&of.path(&[])).await.is_err() {

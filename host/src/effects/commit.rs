@@ -322,11 +322,15 @@ impl Shard {
         let caller = Caller { done, span };
         {
             let mut queue = self.queue();
+            let refuse = |code, what| {
+                caller.span.fail(code);
+                Err(Error::unavailable(code, what))
+            };
             if queue.closed {
-                return Err(Error::unavailable("stopping", "the server is stopping; try again"));
+                return refuse("stopping", "the server is stopping; try again");
             }
             if queue.waiting >= WAITING {
-                return Err(Error::unavailable("overloaded", "too many commits are waiting; try again"));
+                return refuse("overloaded", "too many commits are waiting; try again");
             }
             queue.waiting += 1;
             let tenant = set.scope.id().clone();

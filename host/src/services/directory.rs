@@ -270,6 +270,11 @@ impl Directory {
         if let Some(known) = self.plans.get(name) {
             return Ok(known);
         }
+        let none = || {
+            Error::new(Kind::Invalid, "no_such_plan", "there is no plan of this name; GET /v1/plans lists them")
+        };
+        // A name that cannot exist may be no text to the database.
+        check_name(name).map_err(|_| none())?;
         let row = sqlx::query("select body from plans where name = $1")
             .bind(name)
             .fetch_optional(self.db.directory())
@@ -278,13 +283,7 @@ impl Directory {
         let plan = match row {
             Some(row) => plan_of(&row)?,
             None if name == Plan::default().name => Plan::default(),
-            None => {
-                return Err(Error::new(
-                    Kind::Invalid,
-                    "no_such_plan",
-                    "there is no plan of this name; GET /v1/plans lists them",
-                ));
-            }
+            None => return Err(none()),
         };
         let plan = Arc::new(plan);
         self.plans.insert(name.into(), plan.clone());

@@ -285,6 +285,10 @@ impl Keys {
 
     /// Stage the revocation of a tenant's key. False if there is none.
     pub async fn delete(&self, effects: &mut Effects, scope: &TenantScope, id: &str) -> Result<bool> {
+        // Anything else may be no text to the database.
+        if !id.bytes().all(|byte| BASE62.contains(&byte)) {
+            return Ok(false);
+        }
         let found = sqlx::query("select id from api_keys where id = $1 and tenant_id = $2")
             .bind(id)
             .bind(scope.id().as_str())

@@ -14,6 +14,7 @@ use crate::kit::stock::{self, Stock};
 
 on_both_engines! {
     text_that_is_taken_for_something_else_breaks_nothing,
+    a_name_that_is_no_text_to_a_database_names_nothing,
 }
 
 /// Requests at a time.
@@ -266,6 +267,24 @@ async fn text_that_is_taken_for_something_else_breaks_nothing(engine: Engine) {
     );
     assert!(shares(429) * 10 < count, "most requests were looked at");
     assert_eq!(server.admin(Method::GET, "/v1/tenants/acme").send().await.expect("an answer").status(), StatusCode::OK);
+    watch.end(&server).await;
+}
+
+async fn a_name_that_is_no_text_to_a_database_names_nothing(engine: Engine) {
+    let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
+    let acme = server.tenant("acme").await;
+    expect(acme.api(Method::DELETE, "/keys/a%00b"), StatusCode::NOT_FOUND).await;
+    expect(server.admin(Method::GET, "/v1/tenants/a%00b"), StatusCode::NOT_FOUND).await;
+    expect(server.admin(Method::GET, "/v1/plans/a%00b"), StatusCode::NOT_FOUND).await;
+    let moved = server.admin(Method::PATCH, "/v1/tenants/acme").json(&json!({ "plan": "a\0b" }));
+    assert_eq!(expect(moved, StatusCode::BAD_REQUEST).await["code"], "no_such_plan");
+    let made = server.admin(Method::POST, "/v1/tenants").json(&json!({ "id": "other", "plan": "a\0b" }));
+    assert_eq!(expect(made, StatusCode::BAD_REQUEST).await["code"], "no_such_plan");
+    for path in ["/plugins/a%00b", "/meters/a%00b", "/secrets/a%00b", "/kv/a%00b/c", "/kv/a/b%00c", "/invocations/a%00b"] {
+        let answer = acme.api(Method::GET, path).send().await.expect("an answer");
+        assert!(answer.status().is_client_error(), "GET {path} answered {}", answer.status());
+    }
     watch.end(&server).await;
 }
 
