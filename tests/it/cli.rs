@@ -132,7 +132,15 @@ impl Running {
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
         self.process.wait().expect("it ends");
-        self.lines.into_iter().collect()
+        std::iter::from_fn(|| self.lines.recv().ok()).collect()
+    }
+}
+
+impl Drop for Running {
+    /// A test that fails leaves no server behind.
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

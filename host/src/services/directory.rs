@@ -270,9 +270,8 @@ impl Directory {
         if let Some(known) = self.plans.get(name) {
             return Ok(known);
         }
-        let none = || {
-            Error::new(Kind::Invalid, "no_such_plan", "there is no plan of this name; GET /v1/plans lists them")
-        };
+        let none =
+            || Error::new(Kind::Invalid, "no_such_plan", "there is no plan of this name; GET /v1/plans lists them");
         // A name that cannot exist may be no text to the database.
         check_name(name).map_err(|_| none())?;
         let row = sqlx::query("select body from plans where name = $1")

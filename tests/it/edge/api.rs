@@ -281,7 +281,9 @@ async fn a_name_that_is_no_text_to_a_database_names_nothing(engine: Engine) {
     assert_eq!(expect(moved, StatusCode::BAD_REQUEST).await["code"], "no_such_plan");
     let made = server.admin(Method::POST, "/v1/tenants").json(&json!({ "id": "other", "plan": "a\0b" }));
     assert_eq!(expect(made, StatusCode::BAD_REQUEST).await["code"], "no_such_plan");
-    for path in ["/plugins/a%00b", "/meters/a%00b", "/secrets/a%00b", "/kv/a%00b/c", "/kv/a/b%00c", "/invocations/a%00b"] {
+    for path in
+        ["/plugins/a%00b", "/meters/a%00b", "/secrets/a%00b", "/kv/a%00b/c", "/kv/a/b%00c", "/invocations/a%00b"]
+    {
         let answer = acme.api(Method::GET, path).send().await.expect("an answer");
         assert!(answer.status().is_client_error(), "GET {path} answered {}", answer.status());
     }
