@@ -29,8 +29,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 pub use self::claims::{Claim, Claims};
+pub(crate) use self::commit::Runs;
 pub use self::commit::{Counts, Shard};
-pub(crate) use self::commit::{RUNS, contended};
 pub use self::row::{Key, Range, Row, Space, Value};
 pub use self::set::{Compute, Facts, Op, RangeFact, ReadFact, Set, Statement, Tag, Verdict, Write};
 pub use crate::kernel::breaks::Breaks;

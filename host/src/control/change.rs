@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::control::{Access, Audit, Caller, Tenant};
-use crate::effects::{Effects, Key, RUNS, Verdict, contended};
+use crate::effects::{Effects, Key, Runs, Verdict};
 use crate::gateway::Door;
 use crate::gateway::plugin::read_body;
 use crate::kernel::error::{Error, Kind, Result};
@@ -37,7 +37,7 @@ pub(super) struct Change {
     cause: Option<Cause>,
     claim: Option<Held>,
     versioned: bool,
-    runs: u32,
+    runs: Runs,
 }
 
 impl FromRequest<Door> for Change {
@@ -76,7 +76,7 @@ impl Change {
             cause,
             claim: None,
             versioned: false,
-            runs: 0,
+            runs: Runs::default(),
         })
     }
 
@@ -121,7 +121,7 @@ impl Change {
         found
     }
 
-    async fn find(&self) -> Result<Effects, Response> {
+    async fn find(&mut self) -> Result<Effects, Response> {
         let mut effects = self.door.shard.begin(&self.scope);
         if self.record.is_some() {
             self.door.audit.look(&mut effects).await.map_err(IntoResponse::into_response)?;
@@ -142,7 +142,6 @@ impl Change {
 
     /// End a run: store its answer, commit, and answer when that is durable. None means to run again.
     pub(super) async fn end(&mut self, effects: Effects, answer: Result<Answer>) -> Option<Response> {
-        self.runs += 1;
         let response = self.conclude(effects, answer).await?;
         self.release().await;
         Some(response)
@@ -155,13 +154,13 @@ impl Change {
         }
     }
 
-    async fn conclude(&self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
+    async fn conclude(&mut self, mut effects: Effects, answer: Result<Answer>) -> Option<Response> {
         let completed = match answer {
             Err(error) => Err(error),
             Ok(answer) => self.complete(&mut effects, &answer).await.map(|marker| (answer, marker)),
         };
         if effects.stale().is_some() {
-            return self.again();
+            return self.again().await;
         }
         let (answer, marker) = match completed {
             Ok(completed) => completed,
@@ -172,13 +171,13 @@ impl Change {
         }
         match self.door.shard.commit(effects.into_set(marker, None)).await {
             Ok(Verdict::Committed { tag }) => Some(self.rendered(answer, tag.seq)),
-            Ok(Verdict::Conflict { .. }) => self.again(),
+            Ok(Verdict::Conflict { .. }) => self.again().await,
             Ok(Verdict::Refused(error)) | Err(error) => Some(error.into_response()),
         }
     }
 
     /// Stage what comes with a change: its answer, and its record, whose row is the marker of the commit.
-    async fn complete(&self, effects: &mut Effects, answer: &Answer) -> Result<Option<Key>> {
+    async fn complete(&mut self, effects: &mut Effects, answer: &Answer) -> Result<Option<Key>> {
         let changes = !effects.is_empty();
         effects.end();
         if let Some(cause) = &self.cause {
@@ -190,8 +189,8 @@ impl Change {
         }
     }
 
-    fn again(&self) -> Option<Response> {
-        (self.runs >= RUNS).then(|| contended().into_response())
+    async fn again(&mut self) -> Option<Response> {
+        self.runs.again(&self.door.shard, &self.scope).await.err().map(IntoResponse::into_response)
     }
 
     fn rendered(&self, answer: Answer, version: u64) -> Response {

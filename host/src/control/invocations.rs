@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::page::{List, Page, next};
 use crate::control::{LOG_POLL, Tenant};
-use crate::effects::{Effects, RUNS, contended};
+use crate::effects::{Effects, Runs};
 use crate::gateway::Door;
 use crate::gateway::extract::{Path, Query};
 use crate::kernel::error::{Kind, Result};
@@ -129,7 +129,8 @@ impl Tail {
 
     async fn look(&mut self) -> Result<()> {
         self.door.invoker.tally().flush().await;
-        for _ in 0..RUNS {
+        let mut runs = Runs::default();
+        loop {
             let mut effects = self.door.shard.begin(&self.scope);
             let looked = latest(&mut effects, &self.seen, self.filter.plugin.as_deref()).await;
             // Once more if something was committed between the list and a log: nobody has been shown anything yet.
@@ -138,8 +139,8 @@ impl Tail {
                 self.waiting.extend(new);
                 return Ok(());
             }
+            runs.again(&self.door.shard, &self.scope).await?;
         }
-        Err(contended())
     }
 }
 

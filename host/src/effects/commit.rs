@@ -17,7 +17,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::effects::cache::{Cache, Handle};
 use crate::effects::set::{Facts, OUTCOME_UNKNOWN, Set, Tag, Verdict};
-use crate::effects::{Breaks, Effects, Key, Range, Row, SharedStore};
+use crate::effects::{Breaks, Effects, Gate, Key, Range, Row, SharedStore};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -32,7 +32,9 @@ const WAIT: Duration = Duration::from_secs(2);
 /// Sets that may wait, all tenants: some seconds of work for a disk that syncs 100 times a second.
 const WAITING: usize = 16_384;
 /// Runs of a transaction of the host's own before a conflict is reported.
-pub(crate) const RUNS: u32 = 16;
+const RUNS: u32 = 16;
+/// Those of them before other nodes' commits of the tenant are held back: who loses so often is slower than they are.
+const UNAIDED: u32 = RUNS / 2;
 
 /// One database that holds some tenants' data: reads, transactions, and the one way to commit.
 #[derive(Clone)]
@@ -51,9 +53,28 @@ struct Inner {
     generation: AtomicU64,
 }
 
-/// The end of a transaction that ran [`RUNS`] times.
-pub(crate) fn contended() -> Error {
-    Error::new(Kind::Conflict, "conflict", "others kept changing the same data; try again")
+/// The runs of a transaction of the host's own.
+#[derive(Default)]
+pub(crate) struct Runs {
+    lost: u32,
+    /// For the run that comes: nobody is held back for long.
+    gate: Option<Gate>,
+}
+
+impl Runs {
+    /// Before another run, since what the last one read has changed; an error if it was one of too many.
+    pub(crate) async fn again(&mut self, shard: &Shard, scope: &TenantScope) -> Result<()> {
+        self.lost += 1;
+        self.gate = None;
+        if self.lost >= RUNS {
+            return Err(Error::new(Kind::Conflict, "conflict", "others kept changing the same data; try again"));
+        }
+        if self.lost >= UNAIDED {
+            let gate = shard.store().close_gate(scope).await;
+            self.gate = gate.inspect_err(|error| tracing::debug!(%error, "other nodes could not be held back")).ok();
+        }
+        Ok(())
+    }
 }
 
 /// What the committer has done since the process started.
@@ -288,14 +309,15 @@ impl Shard {
         scope: &TenantScope,
         run: impl AsyncFn(&mut Effects) -> Result<T>,
     ) -> Result<(T, Option<Tag>)> {
-        for _ in 0..RUNS {
+        let mut runs = Runs::default();
+        loop {
             let mut effects = self.begin(scope);
             let answer = run(&mut effects).await;
             if let Some(done) = self.attempt(effects, answer).await? {
                 return Ok(done);
             }
+            runs.again(self, scope).await?;
         }
-        Err(contended())
     }
 
     /// End one run of such a transaction; none means to run again.

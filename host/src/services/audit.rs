@@ -21,7 +21,7 @@ use self::chain::Head;
 pub use self::chain::{Bad, Verified};
 use self::denials::Denials;
 use crate::effects::lanes::Lanes;
-use crate::effects::{Effects, Key, RUNS, Shard, contended};
+use crate::effects::{Effects, Key, Runs, Shard};
 use crate::kernel::clock::rfc3339;
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::TenantScope;
@@ -309,18 +309,18 @@ impl Log {
 
     async fn write(&self, scope: &TenantScope, record: &Record) -> Result<()> {
         let _turn = self.turn(scope).await;
-        let mut written = Err(contended());
-        for _ in 0..RUNS {
+        let mut runs = Runs::default();
+        let written = loop {
             let mut effects = self.shard.begin(scope);
             let appended = self.append(&mut effects, record.clone()).await;
-            match self.shard.attempt(effects, appended).await {
-                Ok(None) => {}
-                done => {
-                    written = done.map(drop);
-                    break;
-                }
+            let next = match self.shard.attempt(effects, appended).await {
+                Ok(None) => runs.again(&self.shard, scope).await,
+                done => break done.map(drop),
+            };
+            if next.is_err() {
+                break next;
             }
-        }
+        };
         if let Err(error) = &written {
             tracing::warn!(?error, "a denial is not in the audit log");
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Record, name};
-use crate::effects::{Effects, Key, RUNS, Range, Row, Shard, Space, contended};
+use crate::effects::{Effects, Key, Range, Row, Runs, Shard, Space};
 use crate::kernel::error::{Error, Result};
 use crate::kernel::id;
 use crate::kernel::tenant::TenantScope;
@@ -219,18 +219,15 @@ pub(super) async fn verify(shard: &Shard, scope: &TenantScope) -> Result<Verifie
     // The walk so far, and what is left of the rows.
     let mut walked: Option<Walk> = None;
     let mut rest = RECORDS.prefix(Bytes::new());
-    let mut runs = 0;
+    let mut runs = Runs::default();
     loop {
         let mut effects = shard.begin(scope);
         let page = page(&mut effects, &rest).await;
         let Some(((head, rows, more), _)) = shard.attempt(effects, page).await? else {
-            runs += 1;
-            if runs == RUNS {
-                return Err(contended());
-            }
+            runs.again(shard, scope).await?;
             continue;
         };
-        runs = 0;
+        runs = Runs::default();
         let Ok(head) = head else { return Ok(Walk::at(&Head::default()).result(Bad::new(0, "the head was changed"))) };
         let mut walk = walked.take().unwrap_or_else(|| Walk::at(&head));
         if walk.next < head.first {
