@@ -146,7 +146,9 @@ impl Own {
         if first.is_some() {
             found.add("admit", nanoseconds(|n| admit(n).now_or_never().is_some_and(|a| a.is_ok_and(|a| a.allowed()))));
         }
-        let evaluate = |flag, n: usize| self.flags.evaluate(flag, &self.contexts[n % CALLERS], clock.now_ms()).is_ok();
+        // A transaction has one time.
+        let now_ms = clock.now_ms();
+        let evaluate = |flag, n: usize| self.flags.evaluate(flag, &self.contexts[n % CALLERS], now_ms).is_ok();
         found.add("flag", nanoseconds(|n| evaluate("plain", n)));
         found.add("flag-rule", nanoseconds(|n| evaluate("express", n)));
     }

@@ -22,7 +22,7 @@ impl flags::Host for Call<'_> {
         let evaluation = guest.services().flags.evaluate(&mut guest.effects, &flag, context).await?;
         Ok(flags::Evaluation {
             value: evaluation.value.map(|value| value.to_string()),
-            variant: evaluation.variant,
+            variant: evaluation.variant.map(|variant| variant.to_string()),
             reason: evaluation.reason.as_str().to_owned(),
         })
     }

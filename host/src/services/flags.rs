@@ -12,6 +12,9 @@ mod targeting;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use datalogic_rs::DataValue;
+use datalogic_rs::bumpalo::Bump;
+use datalogic_rs::bumpalo::collections::Vec as BumpVec;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -174,10 +177,16 @@ impl Context {
     }
 
     /// The context as a rule of this flag sees it.
-    fn text(&self, flag: &str, now_ms: i64) -> String {
-        let mut members = self.0.clone();
-        members.insert("$flagd".into(), serde_json::json!({ "flagKey": flag, "timestamp": now_ms.div_euclid(1_000) }));
-        Value::Object(members).to_string()
+    fn of<'a>(&'a self, flag: &'a str, now_ms: i64, arena: &'a Bump) -> DataValue<'a> {
+        let flagd = arena.alloc([
+            ("flagKey", DataValue::String(flag)),
+            ("timestamp", DataValue::from_i64(now_ms.div_euclid(1_000))),
+        ]);
+        let members = self.0.iter().map(|(name, member)| (name.as_str(), targeting::data(member, arena)));
+        let host = std::iter::once(("$flagd", DataValue::Object(flagd)));
+        let mut all = BumpVec::with_capacity_in(self.0.len() + 1, arena);
+        all.extend(host.chain(members));
+        DataValue::Object(all.into_bump_slice())
     }
 }
 

@@ -7,6 +7,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use datalogic_rs::DataValue;
+use datalogic_rs::bumpalo::Bump;
 use serde_json::{Map, Value};
 
 use super::targeting::{Refusal, Rule};
@@ -18,6 +20,8 @@ use crate::kernel::json;
 const STEPS: u64 = 20_000_000;
 /// Characters of a flag's name.
 const NAME_CHARS: usize = 255;
+/// Bytes that most rules need with their contexts while they are evaluated; others take more.
+const ARENA_BYTES: usize = 1 << 10;
 /// Warnings that are worth reading.
 const WARNINGS: usize = 100;
 
@@ -25,13 +29,13 @@ const WARNINGS: usize = 100;
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Evaluation {
     /// The value; none if the caller's own default is to be used.
-    pub value: Option<Value>,
+    pub value: Option<Arc<Value>>,
     /// The variant's name.
-    pub variant: Option<String>,
+    pub variant: Option<Arc<str>>,
     /// Why.
     pub reason: Reason,
     /// Texts, numbers and booleans of the flag and its document.
-    pub metadata: Map<String, Value>,
+    pub metadata: Arc<Map<String, Value>>,
 }
 
 /// Why a flag has its value, in OpenFeature's words.
@@ -107,7 +111,6 @@ impl Failure {
 #[derive(Default)]
 pub(super) struct Document {
     flags: BTreeMap<String, Flag>,
-    metadata: Map<String, Value>,
     bytes: usize,
     /// What in it will have no effect.
     pub(super) warnings: Vec<String>,
@@ -115,10 +118,24 @@ pub(super) struct Document {
 
 struct Flag {
     enabled: bool,
-    default: Option<String>,
-    variants: Map<String, Value>,
+    default: Fallback,
+    variants: BTreeMap<Arc<str>, Arc<Value>>,
     targeting: Targeting,
-    metadata: Map<String, Value>,
+    /// Its own over its document's.
+    metadata: Arc<Map<String, Value>>,
+}
+
+/// A variant's name and value.
+type Variant<'f> = (&'f Arc<str>, &'f Arc<Value>);
+
+/// What a flag answers where no rule chooses.
+enum Fallback {
+    /// The caller's own default.
+    Callers,
+    /// A variant.
+    Variant(Arc<str>, Arc<Value>),
+    /// A variant is named that there is not.
+    Missing,
 }
 
 enum Targeting {
@@ -143,14 +160,14 @@ impl Document {
         };
         let metadata =
             metadata(root.get("metadata")).map_err(|why| invalid(format!("the document's metadata: {why}")))?;
-        let mut document = Self { metadata, bytes: body.len(), ..Self::default() };
+        let mut document = Self { bytes: body.len(), ..Self::default() };
         let mut steps = 0u64;
         for (name, flag) in flags(root)? {
             if name.is_empty() || name.len() > NAME_CHARS {
                 return Err(invalid(format!("a flag's name has 1 to {NAME_CHARS} bytes")));
             }
             let mut warnings = Vec::new();
-            let flag = Flag::parse(flag, &evaluators, &mut warnings)
+            let flag = Flag::parse(flag, &evaluators, &metadata, &mut warnings)
                 .map_err(|why| invalid(format!("flag {name:?}: {why}")))?;
             if let Targeting::Rule(rule) = &flag.targeting {
                 steps = steps.saturating_add(rule.steps);
@@ -193,6 +210,7 @@ impl Flag {
     fn parse(
         flag: &Value,
         evaluators: &Map<String, Value>,
+        of_document: &Map<String, Value>,
         warnings: &mut Vec<String>,
     ) -> std::result::Result<Self, Cow<'static, str>> {
         let Value::Object(flag) = flag else { return Err("a flag is an object".into()) };
@@ -210,16 +228,21 @@ impl Flag {
         if variants.contains_key("") || !kinds.iter().any(|kind| variants.values().all(kind)) {
             return Err("variants have names, and are all booleans, all strings, all numbers or all objects".into());
         }
+        let variants: BTreeMap<Arc<str>, Arc<Value>> =
+            variants.iter().map(|(name, value)| (name.as_str().into(), Arc::new(value.clone()))).collect();
         let default = match flag.get("defaultVariant") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(name)) => Some(name.clone()),
+            None | Some(Value::Null) => Fallback::Callers,
+            Some(Value::String(name)) => match variants.get_key_value(name.as_str()) {
+                Some((name, value)) => Fallback::Variant(name.clone(), value.clone()),
+                None => {
+                    warnings.push(format!(
+                        "defaultVariant {name:?} is none of the variants; the flag answers an error where it is needed"
+                    ));
+                    Fallback::Missing
+                }
+            },
             Some(_) => return Err("defaultVariant is a variant's name, or null".into()),
         };
-        if let Some(name) = default.as_ref().filter(|name| !variants.contains_key(*name)) {
-            warnings.push(format!(
-                "defaultVariant {name:?} is none of the variants; the flag answers an error where it is needed"
-            ));
-        }
         let targeting = match flag.get("targeting") {
             None => Targeting::None,
             Some(Value::Object(rule)) if rule.is_empty() => Targeting::None,
@@ -233,8 +256,20 @@ impl Flag {
             },
             Some(_) => return Err("targeting is a rule, an object".into()),
         };
-        let metadata = metadata(flag.get("metadata"))?;
-        Ok(Self { enabled, default, variants: variants.clone(), targeting, metadata })
+        let mut merged = of_document.clone();
+        merged.extend(metadata(flag.get("metadata"))?);
+        Ok(Self { enabled, default, variants, targeting, metadata: merged.into() })
+    }
+
+    fn default(&self, name: &str) -> std::result::Result<Option<Variant<'_>>, Failure> {
+        match &self.default {
+            Fallback::Callers => Ok(None),
+            Fallback::Variant(variant, value) => Ok(Some((variant, value))),
+            Fallback::Missing => Err(Failure::new(
+                Code::General,
+                format!("the default variant of flag {name:?} is none of its variants"),
+            )),
+        }
     }
 
     fn evaluate(
@@ -242,14 +277,15 @@ impl Flag {
         name: &str,
         context: &Context,
         now_ms: i64,
-    ) -> std::result::Result<(Option<&str>, Reason), Failure> {
+    ) -> std::result::Result<(Option<Variant<'_>>, Reason), Failure> {
         if !self.enabled {
             return Ok((None, Reason::Disabled));
         }
-        let default = self.default.as_deref();
         let rule = match &self.targeting {
-            Targeting::None if default.is_some() => return Ok((default, Reason::Static)),
-            Targeting::None => return Ok((None, Reason::Default)),
+            Targeting::None => {
+                let default = self.default(name)?;
+                return Ok((default, if default.is_some() { Reason::Static } else { Reason::Default }));
+            }
             Targeting::Broken(why) => {
                 return Err(Failure::new(Code::ParseError, format!("the rule of flag {name:?} cannot be used: {why}")));
             }
@@ -261,18 +297,19 @@ impl Flag {
                 format!("flag {name:?} divides subjects by targetingKey; put one into the context"),
             ));
         }
+        let arena = Bump::with_capacity(ARENA_BYTES);
         let answer = rule
-            .evaluate(&context.text(name, now_ms))
+            .evaluate(context.of(name, now_ms, &arena), &arena)
             .map_err(|why| Failure::new(Code::General, format!("the rule of flag {name:?} failed: {why}")))?;
-        let chosen = match &answer {
-            Value::Null => return Ok((default, Reason::Default)),
-            Value::String(variant) => variant.as_str(),
-            Value::Bool(true) => "true",
-            Value::Bool(false) => "false",
-            Value::Number(_) | Value::Array(_) | Value::Object(_) => "",
+        let chosen = match answer {
+            DataValue::Null => return Ok((self.default(name)?, Reason::Default)),
+            DataValue::String(variant) => variant,
+            DataValue::Bool(true) => "true",
+            DataValue::Bool(false) => "false",
+            _ => "",
         };
         match self.variants.get_key_value(chosen) {
-            Some((variant, _)) => Ok((Some(variant), Reason::TargetingMatch)),
+            Some(variant) => Ok((Some(variant), Reason::TargetingMatch)),
             None => Err(Failure::new(
                 Code::General,
                 format!("the rule of flag {name:?} chose a variant that the flag does not have"),
@@ -322,21 +359,12 @@ impl Merged {
         context: &Context,
         now_ms: i64,
     ) -> std::result::Result<Evaluation, Failure> {
-        let found =
-            [&self.own, &*self.platform].into_iter().find_map(|document| Some((document, document.flags.get(name)?)));
-        let Some((document, flag)) = found else {
+        let Some(flag) = self.own.flags.get(name).or_else(|| self.platform.flags.get(name)) else {
             return Err(Failure::new(Code::FlagNotFound, format!("there is no flag {name:?}")));
         };
         let (variant, reason) = flag.evaluate(name, context, now_ms)?;
-        let value = match variant {
-            None => None,
-            Some(variant) => Some(flag.variants.get(variant).cloned().ok_or_else(|| {
-                Failure::new(Code::General, format!("the default variant of flag {name:?} is none of its variants"))
-            })?),
-        };
-        let mut metadata = document.metadata.clone();
-        metadata.extend(flag.metadata.clone());
-        Ok(Evaluation { value, variant: variant.map(str::to_owned), reason, metadata })
+        let (variant, value) = variant.map(|(variant, value)| (variant.clone(), value.clone())).unzip();
+        Ok(Evaluation { value, variant, reason, metadata: flag.metadata.clone() })
     }
 }
 

@@ -5,6 +5,8 @@
 //! `STATIC`. A context without `targetingKey` is accepted, because stock clients send one; a flag that
 //! needs the key says so.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -99,13 +101,13 @@ fn success(key: &str, evaluation: Evaluation) -> Value {
     body.insert("key".into(), key.into());
     body.insert("reason".into(), reason.into());
     if let Some(variant) = evaluation.variant {
-        body.insert("variant".into(), variant.into());
+        body.insert("variant".into(), (*variant).into());
     }
     if let Some(value) = evaluation.value {
-        body.insert("value".into(), value);
+        body.insert("value".into(), Arc::unwrap_or_clone(value));
     }
     if !evaluation.metadata.is_empty() {
-        body.insert("metadata".into(), Value::Object(evaluation.metadata));
+        body.insert("metadata".into(), Value::Object(Arc::unwrap_or_clone(evaluation.metadata)));
     }
     Value::Object(body)
 }

@@ -179,7 +179,7 @@ fn run(snapshot: &Snapshot, case: &Case) {
             let context = Context::new(Value::Object(context.clone())).expect("a context");
             outcome = Some(snapshot.evaluate(&key, &context, 0));
         } else if let Some(outcome) = &outcome {
-            let value = outcome.as_ref().ok().and_then(|evaluation| evaluation.value.clone());
+            let value = outcome.as_ref().ok().and_then(|evaluation| evaluation.value.as_deref().cloned());
             let fits = value.as_ref().is_none_or(|value| match kind.as_str() {
                 "Boolean" => value.is_boolean(),
                 "Integer" | "Float" => value.is_number(),
@@ -191,7 +191,7 @@ fn run(snapshot: &Snapshot, case: &Case) {
                 Ok(_) if !fits => "TYPE_MISMATCH",
                 Ok(_) => "",
             };
-            let metadata = outcome.as_ref().map(|evaluation| evaluation.metadata.clone()).unwrap_or_default();
+            let metadata = outcome.as_ref().map(|evaluation| (*evaluation.metadata).clone()).unwrap_or_default();
             let reason = outcome.as_ref().map_or("ERROR", |evaluation| evaluation.reason.as_str());
             let value = value.filter(|_| fits).unwrap_or_else(|| fallback.clone());
             match step.as_str() {
@@ -250,7 +250,7 @@ async fn a_tenants_flags_stand_before_the_platforms_and_are_in_force_with_their_
     let (flags, alone) = (Flags::new(Some(platform)).expect("flags"), Flags::new(None).expect("flags"));
     let value = async |flags: &Flags, flag: &str| {
         let answer = bench.run(async |effects| flags.evaluate(effects, flag, json!({})).await).await;
-        answer.map(|evaluation| evaluation.value).map_err(|error| (error.kind(), error.code()))
+        answer.map(|evaluation| evaluation.value.as_deref().cloned()).map_err(|error| (error.kind(), error.code()))
     };
     let missing = Err((Kind::NotFound, "flag_not_found"));
     assert_eq!(value(&alone, "p").await, missing, "a tenant without a document");
