@@ -1,7 +1,7 @@
 #!/bin/sh
-# What the tests need beside cargo: a C compiler for the bundled SQLite, PostgreSQL's server programs, strace, and Node 18
-# or later with npm and Python 3 with pip, which fetch other people's clients, guests and toolchains. Each argument is one
-# more program, from the package of the same name.
+# What the tests need beside cargo: a C compiler for the bundled SQLite, PostgreSQL's server programs, strace, unshare and
+# ip for a network of their own, Node 18 or later with npm and Python 3 with pip, which fetch other people's clients, guests
+# and toolchains. Each argument is one more program, from the package of the same name.
 # As root, or with CI=true, missing packages are installed; otherwise they are named.
 set -eu
 
@@ -15,6 +15,8 @@ command -v cc >/dev/null || missing="$missing gcc"
 set -- /usr/lib/postgresql/*/bin/initdb
 [ -x "$1" ] || command -v initdb >/dev/null || missing="$missing postgresql"
 command -v strace >/dev/null || missing="$missing strace"
+command -v unshare >/dev/null || missing="$missing util-linux"
+command -v ip >/dev/null || missing="$missing iproute2"
 command -v node >/dev/null || missing="$missing nodejs"
 command -v npm >/dev/null || missing="$missing npm"
 python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"

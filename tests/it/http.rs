@@ -2,6 +2,7 @@
 
 mod hostile;
 mod names;
+mod network;
 mod tls;
 
 use std::collections::HashSet;

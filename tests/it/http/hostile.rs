@@ -38,7 +38,7 @@ pub async fn canary() -> (u16, Arc<AtomicUsize>) {
 }
 
 /// A server whose operator allows `http` as well, so that an address is refused for itself.
-fn server(setup: Setup) -> Server {
+pub fn server(setup: Setup) -> Server {
     let data = TempDir::new().expect("a temporary folder");
     std::fs::write(data.path().join("chalet.toml"), "[egress]\nhttp = true\n").expect("written");
     Server::start_on(setup, Arc::new(data))
