@@ -4,6 +4,7 @@
 
 # The main job, end to end, on the embedded default.
 demo:
+	cargo build --bin chalet
 	cargo run --quiet --bin chalet -- demo --once
 
 # The test guests, which are a workspace of their own.
