@@ -170,7 +170,13 @@ impl Engine {
 
     /// The program with this digest, if it is mapped already.
     pub fn loaded(&self, digest: &Digest) -> Option<Arc<Program>> {
-        self.0.programs.get(digest)
+        self.0.programs.get(digest).inspect(|program| program.touch())
+    }
+
+    /// Unmap the programs that nobody asked for since this was called last. The next call maps its program again, which
+    /// takes less than a millisecond; mapped, a small plugin takes some 280 KiB.
+    pub fn unmap_idle(&self) {
+        self.0.programs.retain(|program| program.in_use());
     }
 
     /// The program with this digest: mapped, or from the folder of code, or compiled from the component that

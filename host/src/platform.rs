@@ -41,6 +41,8 @@ use crate::services::sweep;
 
 /// How long requests may take to end after the node was told to stop.
 const DRAIN: Duration = Duration::from_secs(30);
+/// How long a program that nobody calls stays mapped, at least; it is gone after twice this time.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// A node that is up.
 pub struct Platform {
@@ -147,6 +149,7 @@ impl Platform {
 /// The background work of a node.
 fn tasks(door: &Door) -> Vec<Task> {
     let (tally, follower, settler, sweeper) = (door.invoker.tally().clone(), door.clone(), door.clone(), door.clone());
+    let engine = door.engine.clone();
     vec![
         Task::new("write usage and records", FLUSH, move || {
             let tally = tally.clone();
@@ -163,6 +166,13 @@ fn tasks(door: &Door) -> Vec<Task> {
             let door = settler.clone();
             async move {
                 door.audit.settle(false).await;
+                Ok(())
+            }
+        }),
+        Task::new("unmap the programs that nobody calls", IDLE, move || {
+            let engine = engine.clone();
+            async move {
+                engine.unmap_idle();
                 Ok(())
             }
         }),

@@ -1,5 +1,7 @@
 //! A component that is ready to be instantiated: compiled, mapped, its imports resolved.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::engine::bindings::exports::chalet::platform::{http_trigger, webhook_trigger};
@@ -13,6 +15,8 @@ pub struct Program {
     pub(crate) instance: InstancePre<Guest>,
     pub(crate) http: Option<http_trigger::GuestIndices>,
     pub(crate) webhook: Option<webhook_trigger::GuestIndices>,
+    /// Somebody asked for it since it was last looked whether anybody does.
+    used: AtomicBool,
 }
 
 impl Program {
@@ -42,7 +46,21 @@ impl Program {
                 .transpose()
                 .map_err(mismatch)?,
             instance,
+            used: AtomicBool::new(true),
         })
+    }
+
+    /// Note that somebody asked for it.
+    pub(super) fn touch(&self) {
+        // Mostly it stands there already, and a write would take the line from the other cores.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether somebody asked for it since this was called last.
+    pub(super) fn in_use(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
     }
 
     /// The digest of the component's bytes.

@@ -139,6 +139,7 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
     );
     registry.register("guests_running", "Guests that run", gauge(door.engine.running() as i64));
     registry.register("slots_free", "Guests that could start without waiting", gauge(door.engine.free_slots() as i64));
+    registry.register("programs", "Programs that are mapped", gauge(door.engine.programs() as i64));
     registry.register("commits_waiting", "Transactions that wait for a batch", gauge(door.shard.waiting() as i64));
     registry.register("connections", "Connections that are open", gauge(read(&counts.open) as i64));
     let loss_ms = i64::try_from(crate::invocation::FLUSH.as_millis()).unwrap_or(0);

@@ -65,6 +65,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
         self.0.map.remove(key);
     }
 
+    /// Forget the entries that are not to be kept.
+    pub(crate) fn retain(&self, keep: impl Fn(&V) -> bool) {
+        self.0.map.retain(|_, (value, _)| keep(value));
+    }
+
     /// Forget all.
     pub(crate) fn clear(&self) {
         self.0.map.clear();

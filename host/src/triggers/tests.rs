@@ -250,6 +250,24 @@ async fn a_guest_answers_and_its_globals_are_new_at_every_call() {
 }
 
 #[tokio::test]
+async fn a_program_that_nobody_calls_is_unmapped_and_mapped_again() {
+    let bench = Bench::new().await;
+    let program = bench.load(&plugin("", OK)).await;
+    let digest = *program.digest();
+    bench.engine.unmap_idle();
+    assert!(bench.engine.loaded(&digest).is_some(), "it was called since");
+    bench.engine.unmap_idle();
+    assert_eq!(bench.engine.programs(), 1);
+    bench.engine.unmap_idle();
+    assert_eq!(bench.engine.programs(), 0);
+    // Whoever has it goes on with it.
+    assert_eq!(status(&bench.run_guest(&program, bench.guest()).await), 200);
+    let never = std::future::pending();
+    let again = bench.engine.load(&bench.scope, &digest, never).await.unwrap();
+    assert_eq!(status(&bench.run_guest(&again, bench.guest()).await), 200);
+}
+
+#[tokio::test]
 async fn the_same_call_costs_the_same_fuel() {
     let bench = Bench::new().await;
     let handle = format!("(drop (call $now)) (call $write (i32.const 2) (i32.const 16) (i32.const 6)) {OK}");
