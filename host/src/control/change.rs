@@ -37,6 +37,7 @@ pub(super) struct Change {
     cause: Option<Cause>,
     claim: Option<Held>,
     versioned: bool,
+    /// It may hold a gate, which two threads cannot look at: who awaits with a change has it to himself.
     runs: Runs,
 }
 

@@ -18,6 +18,8 @@ use crate::kernel::json;
 
 /// Steps of all rules of a document in the worst case: what a bulk evaluation may cost.
 const STEPS: u64 = 20_000_000;
+/// Bytes of the document's metadata in the answers of all flags together: what a bulk evaluation may hold in memory.
+const REPEATED_BYTES: usize = 4 << 20;
 /// Characters of a flag's name.
 const NAME_CHARS: usize = 255;
 /// Bytes that most rules need with their contexts while they are evaluated; others take more.
@@ -111,6 +113,7 @@ impl Failure {
 #[derive(Default)]
 pub(super) struct Document {
     flags: BTreeMap<String, Flag>,
+    metadata: Arc<Map<String, Value>>,
     bytes: usize,
     /// What in it will have no effect.
     pub(super) warnings: Vec<String>,
@@ -121,7 +124,6 @@ struct Flag {
     default: Fallback,
     variants: BTreeMap<Arc<str>, Arc<Value>>,
     targeting: Targeting,
-    /// Its own over its document's.
     metadata: Arc<Map<String, Value>>,
 }
 
@@ -160,14 +162,15 @@ impl Document {
         };
         let metadata =
             metadata(root.get("metadata")).map_err(|why| invalid(format!("the document's metadata: {why}")))?;
-        let mut document = Self { bytes: body.len(), ..Self::default() };
+        let metadata_bytes = root.get("metadata").map_or(0, |metadata| metadata.to_string().len());
+        let mut document = Self { metadata: metadata.into(), bytes: body.len(), ..Self::default() };
         let mut steps = 0u64;
         for (name, flag) in flags(root)? {
             if name.is_empty() || name.len() > NAME_CHARS {
                 return Err(invalid(format!("a flag's name has 1 to {NAME_CHARS} bytes")));
             }
             let mut warnings = Vec::new();
-            let flag = Flag::parse(flag, &evaluators, &metadata, &mut warnings)
+            let flag = Flag::parse(flag, &evaluators, &mut warnings)
                 .map_err(|why| invalid(format!("flag {name:?}: {why}")))?;
             if let Targeting::Rule(rule) = &flag.targeting {
                 steps = steps.saturating_add(rule.steps);
@@ -180,6 +183,13 @@ impl Document {
             if document.flags.insert(name.to_owned(), flag).is_some() {
                 return Err(invalid(format!("the flag {name:?} is defined twice")));
             }
+        }
+        let repeated = document.flags.len().saturating_mul(metadata_bytes);
+        if repeated > REPEATED_BYTES {
+            return Err(invalid(format!(
+                "every flag's answer repeats the document's metadata, {repeated} bytes in all; {REPEATED_BYTES} are allowed, so give \
+                 it to the flags that need it"
+            )));
         }
         if steps > STEPS {
             return Err(invalid(format!(
@@ -210,7 +220,6 @@ impl Flag {
     fn parse(
         flag: &Value,
         evaluators: &Map<String, Value>,
-        of_document: &Map<String, Value>,
         warnings: &mut Vec<String>,
     ) -> std::result::Result<Self, Cow<'static, str>> {
         let Value::Object(flag) = flag else { return Err("a flag is an object".into()) };
@@ -256,9 +265,8 @@ impl Flag {
             },
             Some(_) => return Err("targeting is a rule, an object".into()),
         };
-        let mut merged = of_document.clone();
-        merged.extend(metadata(flag.get("metadata"))?);
-        Ok(Self { enabled, default, variants, targeting, metadata: merged.into() })
+        let metadata = metadata(flag.get("metadata"))?.into();
+        Ok(Self { enabled, default, variants, targeting, metadata })
     }
 
     fn default(&self, name: &str) -> std::result::Result<Option<Variant<'_>>, Failure> {
@@ -359,12 +367,23 @@ impl Merged {
         context: &Context,
         now_ms: i64,
     ) -> std::result::Result<Evaluation, Failure> {
-        let Some(flag) = self.own.flags.get(name).or_else(|| self.platform.flags.get(name)) else {
+        let documents = [&self.own, &*self.platform];
+        let Some((document, flag)) = documents.into_iter().find_map(|one| Some((one, one.flags.get(name)?))) else {
             return Err(Failure::new(Code::FlagNotFound, format!("there is no flag {name:?}")));
         };
         let (variant, reason) = flag.evaluate(name, context, now_ms)?;
         let (variant, value) = variant.map(|(variant, value)| (variant.clone(), value.clone())).unzip();
-        Ok(Evaluation { value, variant, reason, metadata: flag.metadata.clone() })
+        // Merged when it is asked for: kept with each flag, a document of many flags would grow a thousandfold.
+        let metadata = match (document.metadata.is_empty(), flag.metadata.is_empty()) {
+            (true, _) => flag.metadata.clone(),
+            (false, true) => document.metadata.clone(),
+            (false, false) => {
+                let mut merged = (*document.metadata).clone();
+                merged.extend((*flag.metadata).clone());
+                merged.into()
+            }
+        };
+        Ok(Evaluation { value, variant, reason, metadata })
     }
 }
 

@@ -283,6 +283,22 @@ async fn a_tenants_flags_stand_before_the_platforms_and_are_in_force_with_their_
 }
 
 #[test]
+fn a_documents_metadata_is_kept_once_and_repeated_within_bounds() {
+    let document = |flags: usize, bytes: usize| {
+        let flag =
+            json!({ "state": "ENABLED", "variants": { "a": 1 }, "defaultVariant": "a", "metadata": { "own": 1 } });
+        let flags: Map<String, Value> = (0..flags).map(|n| (format!("f{n}"), flag.clone())).collect();
+        json!({ "flags": flags, "metadata": { "all": "x".repeat(bytes) } }).to_string()
+    };
+    assert!(Document::parse(document(1_000, 4_000).as_bytes()).is_ok());
+    let refused = Document::parse(document(1_000, 5_000).as_bytes()).err().expect("five million bytes of answers");
+    assert!(refused.message().contains("metadata"), "{}", refused.message());
+    let answered =
+        snapshot(&document(2, 3)).evaluate("f1", &Context::new(json!({})).expect("a context"), 0).expect("a");
+    assert_eq!(*answered.metadata, json!({ "all": "xxx", "own": 1 }).as_object().cloned().expect("an object"));
+}
+
+#[test]
 fn a_rule_sees_the_transactions_time_and_not_the_callers_word_for_it() {
     let snapshot = snapshot(DOCUMENT);
     let lying = json!({ "$flagd": { "timestamp": 9_999_999_999_i64 }, "$flagd.timestamp": 9_999_999_999_i64 });
