@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::kit::postgres::{self, Database};
 use crate::kit::proxy::Proxy;
 use crate::kit::store::Bench;
-use chalet::effects::{Claim, Key, Shard, Space, Value, Verdict};
+use chalet::effects::{Breaks, Claim, Effects, Key, Shard, Space, Value, Verdict};
 use chalet::kernel::clock::Clock;
 use chalet::kernel::db::{Db, Location, migrate};
 use chalet::kernel::error::Kind;
@@ -484,6 +484,21 @@ async fn a_commit_that_waits_too_long_for_another_node_is_refused_and_harms_nobo
     lock.release().await;
     let after = commit(&scope).await;
     assert!(matches!(after, Verdict::Committed { tag } if tag.seq == 1), "{after:?}");
+}
+
+#[tokio::test]
+async fn a_transaction_that_keeps_losing_to_a_faster_node_gets_its_turn() {
+    let bench = Bench::postgres().await;
+    let (slow, fast, scope) = (bench.shard(), bench.other_node(Breaks::default()).await, bench.tenant().await);
+    let contended = Space::named("things").key("contended");
+    let read_then_write = async |effects: &mut Effects| {
+        effects.get(&contended).await?;
+        // Whatever this transaction reads is written by the other node before it commits, unless that node is held back.
+        let theirs = fast.transact(&scope, async |effects| effects.put(contended.clone(), "theirs", None));
+        let _ = tokio::time::timeout(Duration::from_millis(500), theirs).await;
+        effects.put(contended.clone(), "ours", None)
+    };
+    slow.transact(&scope, read_then_write).await.expect("it gets its turn");
 }
 
 #[tokio::test]

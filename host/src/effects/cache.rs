@@ -5,6 +5,10 @@
 //! after it can be shown them. A filler takes its handle before it reads, so that a fill that comes late
 //! lands in a handle nobody uses any more. Absent rows are entries too.
 //!
+//! While a commit of this node is under way, readers may see in the database what it made before it says here what that
+//! was. The entries are kept for it then: it turns them into those of the new state, and until it does they are shown only to
+//! whoever has an older snapshot.
+//!
 //! Where other processes write as well, settings stand beside these: rows as they were a moment ago. Other nodes'
 //! commits do not drop them, and own commits replace them at once.
 
@@ -44,6 +48,10 @@ pub(crate) struct Handle(Arc<Mutex<Entries>>);
 #[derive(Default)]
 struct Entries {
     tag: Option<Tag>,
+    /// The latest state that was seen while a commit is under way, if it is later than the entries'.
+    seen: Option<Tag>,
+    /// Whether a commit of this node is under way.
+    committing: bool,
     rows: HashMap<Key, Option<Row>>,
     bytes: usize,
     settings: Settings,
@@ -98,12 +106,24 @@ impl Entries {
     fn follow(&mut self, tag: Tag) -> bool {
         match self.tag {
             Some(known) if known == tag => true,
-            Some(known) if (tag.epoch, tag.seq) < (known.epoch, known.seq) => false,
+            Some(known) if tag < known => false,
+            Some(_) if self.committing => {
+                self.seen = self.seen.max(Some(tag));
+                false
+            }
             _ => {
                 self.clear();
                 self.tag = Some(tag);
                 true
             }
+        }
+    }
+
+    /// The commit that was under way has ended, and what it wrote is in the entries.
+    fn settle(&mut self) {
+        self.committing = false;
+        if let Some(seen) = self.seen.take() {
+            self.follow(seen);
         }
     }
 
@@ -155,7 +175,22 @@ impl Cache {
         }
     }
 
-    /// A tenant's head moved from `before` to `after` by these writes, in this order.
+    /// A commit of this node begins: until [`Self::publish`] or [`Self::settle`] ends it, a later state that somebody
+    /// sees is probably its own.
+    pub(crate) fn begin(&self, tenant: &TenantId) {
+        if let Some(handle) = self.tenants.get(self.owner(tenant)) {
+            handle.lock().committing = true;
+        }
+    }
+
+    /// It has ended and changed nothing, as far as anybody knows.
+    pub(crate) fn settle(&self, tenant: &TenantId) {
+        if let Some(handle) = self.tenants.get(self.owner(tenant)) {
+            handle.lock().settle();
+        }
+    }
+
+    /// It has ended: the tenant's head moved from `before` to `after` by these writes, in this order.
     pub(crate) fn publish<'a>(
         &self,
         tenant: &TenantId,
@@ -169,7 +204,7 @@ impl Cache {
         match entries.tag {
             Some(tag) if tag == before => {}
             // A reader already saw this commit, or a later one.
-            Some(tag) if tag.epoch == after.epoch && tag.seq >= after.seq => return,
+            Some(tag) if tag.epoch == after.epoch && tag.seq >= after.seq => return entries.settle(),
             _ => entries.clear(),
         }
         entries.tag = Some(after);
@@ -198,6 +233,7 @@ impl Cache {
                 }
             }
         }
+        entries.settle();
     }
 }
 
@@ -206,10 +242,14 @@ impl Handle {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All these rows and the state they belong to, if every one is known and the state satisfies `usable`.
-    pub(crate) fn lookup(&self, keys: &[Key], usable: impl Fn(Tag) -> bool) -> Option<(Tag, Vec<Option<Row>>)> {
+    /// All these rows and the state they belong to, if every one is known. Whoever has a snapshot gets them of that state or a later one;
+    /// who has none, of the latest that anybody has seen.
+    pub(crate) fn lookup(&self, keys: &[Key], snapshot: Option<Tag>) -> Option<(Tag, Vec<Option<Row>>)> {
         let entries = self.lock();
-        let tag = entries.tag.filter(|tag| usable(*tag))?;
+        let tag = entries.tag.filter(|tag| match snapshot {
+            None => entries.seen.is_none(),
+            Some(snapshot) => tag.epoch == snapshot.epoch && *tag >= snapshot,
+        })?;
         let rows = keys.iter().map(|key| entries.rows.get(key).cloned()).collect::<Option<Vec<_>>>()?;
         Some((tag, rows))
     }
@@ -252,6 +292,45 @@ mod tests {
     use crate::effects::row::Space;
 
     #[test]
+    fn what_a_commit_does_not_touch_stays_although_a_reader_saw_the_commit_first() {
+        let tag = |seq| Tag { epoch: 1, seq };
+        let [a, b] = ["a", "b"].map(|key| Space::named("kv/c").key(key));
+        let row =
+            |text: &'static str, version| Some(Row { value: Value::Bytes(text.into()), version, expires_at_ms: None });
+        let put = Write { key: a.clone(), op: Op::Put { value: Value::Bytes("new".into()), expires_at_ms: None } };
+        let (cache, tenant) = (Cache::new(Breaks::default()), TenantId::new());
+        let handle = cache.handle(&tenant);
+        let shown = |key: &Key, snapshot| handle.lookup(std::slice::from_ref(key), snapshot).map(|(tag, _)| tag.seq);
+        let fill = |seq, rows: [Option<Row>; 2]| handle.fill(tag(seq), &[a.clone(), b.clone()], &rows, true);
+
+        fill(1, [row("old", 1), row("b", 1)]);
+        cache.begin(&tenant);
+        handle.saw(tag(2));
+        assert_eq!(shown(&b, None), None, "nobody who begins now is shown the state before");
+        assert_eq!(shown(&b, Some(tag(2))), None);
+        assert_eq!(shown(&b, Some(tag(1))), Some(1));
+        cache.publish(&tenant, tag(1), tag(2), std::iter::once((&put, 2)));
+        assert_eq!(shown(&b, None), Some(2));
+        assert_eq!(handle.lookup(std::slice::from_ref(&a), None), Some((tag(2), vec![row("new", 2)])));
+
+        // The state that was seen is another node's, and later.
+        cache.begin(&tenant);
+        handle.saw(tag(4));
+        cache.publish(&tenant, tag(2), tag(3), std::iter::once((&put, 3)));
+        assert_eq!([shown(&a, Some(tag(2))), shown(&b, Some(tag(2)))], [None, None]);
+
+        // Nothing came of the commit.
+        fill(4, [row("new", 3), row("b", 4)]);
+        cache.begin(&tenant);
+        cache.settle(&tenant);
+        assert_eq!(shown(&b, None), Some(4));
+        cache.begin(&tenant);
+        handle.saw(tag(5));
+        cache.settle(&tenant);
+        assert_eq!(shown(&b, Some(tag(4))), None);
+    }
+
+    #[test]
     fn a_fill_that_comes_after_a_later_commit_is_not_shown() {
         let tag = |seq| Tag { epoch: 1, seq };
         let key = Space::named("kv/c").key("k");
@@ -269,7 +348,7 @@ mod tests {
                 cache.handle(&tenant).saw(tag(2));
             }
             late.fill(tag(1), std::slice::from_ref(&key), &[row("old", 1)], checked);
-            cache.handle(&tenant).lookup(std::slice::from_ref(&key), |_| true)
+            cache.handle(&tenant).lookup(std::slice::from_ref(&key), None)
         };
         assert_eq!(shown(true, true), Some((tag(2), vec![row("new", 2)])));
         assert_eq!(shown(false, true), None);

@@ -221,12 +221,9 @@ impl Shard {
         snapshot: Option<Tag>,
     ) -> Result<(Tag, Vec<Option<Row>>)> {
         let handle = self.0.cache.handle(scope.id());
-        let exclusive = self.0.exclusive;
-        let usable = |tag: Tag| match snapshot {
-            None => exclusive,
-            Some(s) => tag.epoch == s.epoch && tag.seq >= s.seq,
-        };
-        if let Some(known) = handle.lookup(keys, usable) {
+        if (self.0.exclusive || snapshot.is_some())
+            && let Some(known) = handle.lookup(keys, snapshot)
+        {
             self.0.counts.cached_reads.fetch_add(1, Ordering::Relaxed);
             return Ok(known);
         }
@@ -523,10 +520,18 @@ impl Shard {
     }
 
     async fn commit_batch(&self, sets: &[Set]) -> Result<Vec<Verdict>> {
-        let verdicts = self.0.store.commit(sets, self.0.breaks).await?;
+        let mut by_tenant: HashMap<&TenantId, Vec<(&Set, Tag)>> =
+            sets.iter().map(|set| (set.scope.id(), Vec::new())).collect();
+        by_tenant.keys().for_each(|tenant| self.0.cache.begin(tenant));
+        let verdicts = match self.0.store.commit(sets, self.0.breaks).await {
+            Ok(verdicts) => verdicts,
+            Err(error) => {
+                by_tenant.keys().for_each(|tenant| self.0.cache.settle(tenant));
+                return Err(error);
+            }
+        };
         let counts = &self.0.counts;
         counts.batches.fetch_add(1, Ordering::Relaxed);
-        let mut by_tenant: HashMap<&TenantId, Vec<(&Set, Tag)>> = HashMap::new();
         for (set, verdict) in sets.iter().zip(&verdicts) {
             match verdict {
                 Verdict::Committed { tag } => {
@@ -539,12 +544,15 @@ impl Shard {
                 Verdict::Refused(_) => {}
             }
         }
+        if self.0.breaks.cache {
+            return Ok(verdicts);
+        }
         for (tenant, mut committed) in by_tenant {
             committed.sort_by_key(|(_, tag)| tag.seq);
-            let (Some((_, first)), Some((_, last))) = (committed.first(), committed.last()) else { continue };
-            if self.0.breaks.cache {
+            let (Some((_, first)), Some((_, last))) = (committed.first(), committed.last()) else {
+                self.0.cache.settle(tenant);
                 continue;
-            }
+            };
             if last.seq - first.seq + 1 != committed.len() as u64 {
                 // Commits between these are not known here, as after a lost connection.
                 self.0.cache.forget(Some(tenant));

@@ -10,7 +10,7 @@ use crate::kernel::tenant::{TenantId, TenantScope};
 pub(crate) const OUTCOME_UNKNOWN: &str = "outcome_unknown";
 
 /// A tenant's state: how often it moved, and how many commits it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tag {
     /// Grows when the tenant moves to another shard.
     pub epoch: u64,

@@ -64,7 +64,7 @@ pub struct Config {
     pub cache: PathBuf,
     /// Bytes of precompiled code on disk; the oldest files go first.
     pub cache_bytes: u64,
-    /// Programs mapped at a time. Each takes a file descriptor and three mappings.
+    /// Programs mapped at a time. Each takes three mappings, and a file descriptor if its data is mapped into instances.
     pub programs: usize,
     /// Guests that run at a time on this node, all tenants.
     pub slots: u32,
