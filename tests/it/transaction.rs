@@ -146,9 +146,10 @@ async fn concurrent_writes_of_one_tenant_share_transactions(engine: Engine) {
     let acme = server.tenant("acme").await;
     acme.deploy("guest-kv").await;
     run(&acme, json!([])).await;
-    // On a busy machine the calls may come one by one, which proves nothing; then they come once more.
+    // On a busy machine, or one whose disk is quick for its processors, the calls may come one by one, which proves nothing;
+    // then they come once more.
     let mut least = f64::MAX;
-    for _ in 0..5 {
+    for _ in 0..100 {
         let calls = (0..64).map(|n| {
             let ops = json!({ "ops": [{ "op": "put", "key": format!("k{n}"), "value": n }] });
             acme.call(Method::POST, "guest-kv", "/run").json(&ops).send()
