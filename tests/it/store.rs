@@ -52,7 +52,6 @@ on_both_engines! {
     keys_come_in_the_order_of_their_bytes,
     commits_that_end_together_share_a_transaction,
     reading_nothing_and_writing_nothing_asks_nobody,
-    what_nobody_writes_is_not_read_again_for_every_commit,
     tenants_never_see_each_other,
     usage_is_counted_with_the_commit,
     expiring_rows_are_announced_to_the_sweeper,
@@ -866,35 +865,6 @@ async fn reading_nothing_and_writing_nothing_asks_nobody(engine: Engine) {
     shard.transact(&scope, async |_| Ok(())).await.expect("nothing to do");
     let counts = shard.counts();
     assert_eq!(counts.batches.load(Ordering::Relaxed) + counts.reads.load(Ordering::Relaxed), 0);
-}
-
-async fn what_nobody_writes_is_not_read_again_for_every_commit(engine: Engine) {
-    const READS: usize = 10;
-    let bench = engine.bench().await;
-    let (shard, scope) = (bench.shard(), bench.tenant().await);
-    let settled: Vec<Key> = (0..READS).map(|n| KV.key(format!("settled {n}"))).collect();
-    for key in &settled {
-        put(&shard, &scope, key, "here").await;
-    }
-    let statements = shard.counts().reads.load(Ordering::Relaxed);
-    let writers = (0..16).map(|writer| {
-        let (shard, scope, settled) = (&shard, &scope, &settled);
-        async move {
-            for round in 0..20 {
-                let mut effects = shard.begin(scope);
-                for key in settled {
-                    assert!(effects.get(key).await.expect("read").is_some());
-                }
-                effects.put(KV.key(format!("own {writer} {round}")), "new", None).expect("staged");
-                committed(shard, effects).await;
-            }
-        }
-    });
-    join_all(writers).await;
-    let statements = shard.counts().reads.load(Ordering::Relaxed) - statements;
-    let a_transaction = statements as f64 / (16.0 * 20.0);
-    // One, where others may write as well, and more for who sees a commit before it has said what it wrote.
-    assert!(a_transaction < READS as f64 / 2.0, "{a_transaction} statements for {READS} reads");
 }
 
 async fn tenants_never_see_each_other(engine: Engine) {
