@@ -6,8 +6,8 @@
 //! lands in a handle nobody uses any more. Absent rows are entries too.
 //!
 //! While a commit of this node is under way, readers may see in the database what it made before it says here what that
-//! was. The entries are kept for it then: it turns them into those of the new state, and until it does they are shown only to
-//! whoever has an older snapshot.
+//! was. The entries are kept for it then: it turns them into those of the new state. From when somebody has seen that until it
+//! does, they are shown only to whoever has an older snapshot.
 //!
 //! Where other processes write as well, settings stand beside these: rows as they were a moment ago. Other nodes'
 //! commits do not drop them, and own commits replace them at once.
