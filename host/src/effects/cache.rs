@@ -52,9 +52,55 @@ struct Entries {
     seen: Option<Tag>,
     /// Whether a commit of this node is under way.
     committing: bool,
-    rows: HashMap<Key, Option<Row>>,
-    bytes: usize,
+    rows: Rows,
     settings: Settings,
+}
+
+/// Rows that were read, in two generations: when the young ones fill their half, they become the old ones, and what was
+/// not asked for since it became old goes. So a stream of rows that are read once does not push out those that are read
+/// again and again.
+#[derive(Default)]
+struct Rows {
+    young: HashMap<Key, Option<Row>>,
+    /// Bytes of the young ones.
+    bytes: usize,
+    old: HashMap<Key, Option<Row>>,
+}
+
+impl Rows {
+    fn get(&mut self, key: &Key) -> Option<Option<Row>> {
+        if let Some(row) = self.young.get(key) {
+            return Some(row.clone());
+        }
+        let (key, row) = self.old.remove_entry(key)?;
+        self.insert(key, row.clone());
+        Some(row)
+    }
+
+    fn contains(&self, key: &Key) -> bool {
+        self.young.contains_key(key) || self.old.contains_key(key)
+    }
+
+    fn insert(&mut self, key: Key, row: Option<Row>) {
+        self.remove(&key);
+        if row.as_ref().is_some_and(|row| row.value.size() > VALUE_BYTES) {
+            return;
+        }
+        let added = weight(&key, row.as_ref());
+        if self.bytes + added > TENANT_BYTES / 2 {
+            self.old = std::mem::take(&mut self.young);
+            self.bytes = 0;
+        }
+        self.bytes += added;
+        self.young.insert(key, row);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        match self.young.remove(key) {
+            Some(row) => self.bytes -= weight(key, row.as_ref()),
+            None => drop(self.old.remove(key)),
+        }
+    }
 }
 
 /// Rows, and when each was seen.
@@ -98,8 +144,7 @@ impl Settings {
 
 impl Entries {
     fn clear(&mut self) {
-        self.rows.clear();
-        self.bytes = 0;
+        self.rows = Rows::default();
     }
 
     /// Move to a state that was seen, if it is later than the entries'; whether they are of that state then.
@@ -125,25 +170,6 @@ impl Entries {
         if let Some(seen) = self.seen.take() {
             self.follow(seen);
         }
-    }
-
-    fn remove(&mut self, key: &Key) {
-        if let Some(row) = self.rows.remove(key) {
-            self.bytes -= weight(key, row.as_ref());
-        }
-    }
-
-    fn insert(&mut self, key: Key, row: Option<Row>) {
-        self.remove(&key);
-        if row.as_ref().is_some_and(|row| row.value.size() > VALUE_BYTES) {
-            return;
-        }
-        let added = weight(&key, row.as_ref());
-        if self.bytes + added > TENANT_BYTES {
-            self.clear();
-        }
-        self.bytes += added;
-        self.rows.insert(key, row);
     }
 }
 
@@ -209,28 +235,26 @@ impl Cache {
         }
         entries.tag = Some(after);
         for (write, version) in writes {
-            match &write.op {
+            // What nobody has read is not worth a place: most of it is records.
+            if !entries.rows.contains(&write.key) {
+                continue;
+            }
+            let row = match &write.op {
                 Op::Put { value, expires_at_ms } => {
-                    let row = Row { value: value.clone(), version, expires_at_ms: *expires_at_ms };
-                    entries.insert(write.key.clone(), Some(row));
+                    Some(Some(Row { value: value.clone(), version, expires_at_ms: *expires_at_ms }))
                 }
-                Op::Delete => entries.insert(write.key.clone(), None),
-                Op::Sweep { .. } => entries.remove(&write.key),
-                Op::Add(delta) => {
-                    let sum = match entries.rows.get(&write.key) {
-                        Some(Some(Row { value: Value::Counter(count), expires_at_ms: None, .. })) => {
-                            count.checked_add(*delta)
-                        }
-                        _ => None,
-                    };
-                    match sum {
-                        Some(sum) => {
-                            let row = Row { value: Value::Counter(sum), version, expires_at_ms: None };
-                            entries.insert(write.key.clone(), Some(row));
-                        }
-                        None => entries.remove(&write.key),
-                    }
-                }
+                Op::Delete => Some(None),
+                Op::Sweep { .. } => None,
+                Op::Add(delta) => match entries.rows.get(&write.key) {
+                    Some(Some(Row { value: Value::Counter(count), expires_at_ms: None, .. })) => count
+                        .checked_add(*delta)
+                        .map(|sum| Some(Row { value: Value::Counter(sum), version, expires_at_ms: None })),
+                    _ => None,
+                },
+            };
+            match row {
+                Some(row) => entries.rows.insert(write.key.clone(), row),
+                None => entries.rows.remove(&write.key),
             }
         }
         entries.settle();
@@ -245,12 +269,12 @@ impl Handle {
     /// All these rows and the state they belong to, if every one is known. Whoever has a snapshot gets them of that state or a later one;
     /// who has none, of the latest that anybody has seen.
     pub(crate) fn lookup(&self, keys: &[Key], snapshot: Option<Tag>) -> Option<(Tag, Vec<Option<Row>>)> {
-        let entries = self.lock();
+        let mut entries = self.lock();
         let tag = entries.tag.filter(|tag| match snapshot {
             None => entries.seen.is_none(),
             Some(snapshot) => tag.epoch == snapshot.epoch && *tag >= snapshot,
         })?;
-        let rows = keys.iter().map(|key| entries.rows.get(key).cloned()).collect::<Option<Vec<_>>>()?;
+        let rows = keys.iter().map(|key| entries.rows.get(key)).collect::<Option<Vec<_>>>()?;
         Some((tag, rows))
     }
 
@@ -275,7 +299,7 @@ impl Handle {
         }
         if !checked || entries.follow(tag) {
             for (key, row) in keys.iter().zip(rows) {
-                entries.insert(key.clone(), row.clone());
+                entries.rows.insert(key.clone(), row.clone());
             }
         }
     }
@@ -331,6 +355,35 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_of_rows_that_are_read_once_leaves_those_that_are_read_again() {
+        let (cache, tenant) = (Cache::new(Breaks::default()), TenantId::new());
+        let (handle, tag) = (cache.handle(&tenant), Tag { epoch: 1, seq: 1 });
+        let keys = |name: String| [Space::named("kv/c").key(name)];
+        let fill = |name: &str| {
+            let row = Row { value: Value::Bytes(vec![0; 1 << 10].into()), version: 1, expires_at_ms: None };
+            handle.fill(tag, &keys(name.into()), &[Some(row)], true);
+        };
+        let known = |name: &str| handle.lookup(&keys(name.into()), None).is_some();
+        fill("again");
+        for n in 0..2_000 {
+            fill(&format!("once {n}"));
+            assert!(known("again"), "after {n}");
+        }
+        assert!(known("once 1999") && !known("once 0"));
+        let held = (0..2_000).filter(|n| known(&format!("once {n}"))).count();
+        assert!(held <= TENANT_BYTES >> 10, "{held} rows of a kilobyte");
+        // What nobody has read is not kept when it is written.
+        let put = |name: &str| {
+            let [key] = keys(name.into());
+            Write { key, op: Op::Put { value: Value::Bytes("new".into()), expires_at_ms: None } }
+        };
+        let (read, unread) = (put("again"), put("unread"));
+        let after = Tag { seq: 2, ..tag };
+        cache.publish(&tenant, tag, after, [(&read, 2), (&unread, 2)].into_iter());
+        assert!(known("again") && !known("unread"));
+    }
+
+    #[test]
     fn a_fill_that_comes_after_a_later_commit_is_not_shown() {
         let tag = |seq| Tag { epoch: 1, seq };
         let key = Space::named("kv/c").key("k");
@@ -340,8 +393,9 @@ mod tests {
         let (cache, tenant) = (Cache::new(Breaks::default()), TenantId::new());
         let shown = |own_commit: bool, checked: bool| {
             cache.forget(Some(&tenant));
-            // The handle is taken, and the row read from the database; then a commit comes first.
             let late = cache.handle(&tenant);
+            late.fill(tag(1), std::slice::from_ref(&key), &[row("old", 1)], true);
+            // The handle is taken, and the row read from the database once more; then a commit comes first.
             if own_commit {
                 cache.publish(&tenant, tag(1), tag(2), std::iter::once((&put, 2)));
             } else {
