@@ -14,6 +14,7 @@ mod claims;
 mod commit;
 pub(crate) mod lanes;
 pub(crate) mod postgres;
+mod reads;
 mod row;
 mod set;
 pub(crate) mod sqlite;

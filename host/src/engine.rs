@@ -342,11 +342,11 @@ impl Inner {
     }
 
     fn refused(&self, digest: Digest, class: Option<Class>) -> Option<Error> {
-        self.refusals.get(&(digest, class)).map(|error| error.copy())
+        self.refusals.get(&(digest, class)).map(|error| Error::clone(&error))
     }
 
     fn remember(&self, digest: Digest, class: Option<Class>, error: &Error) {
-        self.refusals.insert((digest, class), Arc::new(error.copy()));
+        self.refusals.insert((digest, class), Arc::new(error.clone()));
     }
 
     /// Count a refusal.

@@ -51,6 +51,7 @@ on_both_engines! {
     a_large_value_does_not_slow_its_neighbours_down,
     keys_come_in_the_order_of_their_bytes,
     commits_that_end_together_share_a_transaction,
+    reads_that_come_together_share_statements,
     reading_nothing_and_writing_nothing_asks_nobody,
     tenants_never_see_each_other,
     usage_is_counted_with_the_commit,
@@ -857,6 +858,24 @@ async fn commits_that_end_together_share_a_transaction(engine: Engine) {
     assert_eq!(numbers, (2..66).collect::<Vec<_>>());
     let batches = shard.counts().batches.load(Ordering::Relaxed) - before;
     assert!(batches < 16, "{batches} transactions for 64 commits");
+}
+
+async fn reads_that_come_together_share_statements(engine: Engine) {
+    let bench = engine.bench().await;
+    let (shard, tenants) = (bench.shard(), [bench.tenant().await, bench.tenant().await]);
+    for scope in &tenants {
+        put(&shard, scope, &KV.key("whose"), scope.name()).await;
+    }
+    let before = shard.counts().reads.load(Ordering::Relaxed);
+    let reads = (0..128).map(|n| {
+        let (shard, scope) = (shard.clone(), tenants[n % 2].clone());
+        async move { (get(&shard, &scope, &KV.key("whose")).await, scope.name().to_owned()) }
+    });
+    for (found, name) in join_all(reads).await {
+        assert_eq!(found, Some(name));
+    }
+    let statements = shard.counts().reads.load(Ordering::Relaxed) - before;
+    assert!(statements <= 4, "{statements} statements for 64 readers of each of two tenants");
 }
 
 async fn reading_nothing_and_writing_nothing_asks_nobody(engine: Engine) {

@@ -16,8 +16,10 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, oneshot};
 
 use crate::effects::cache::{Cache, Handle};
+use crate::effects::reads::Reads;
 use crate::effects::set::{Facts, OUTCOME_UNKNOWN, Set, Tag, Verdict};
 use crate::effects::{Breaks, Effects, Gate, Key, Range, Row, SharedStore};
+use crate::kernel::cache;
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -31,6 +33,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const WAIT: Duration = Duration::from_secs(2);
 /// Sets that may wait, all tenants: some seconds of work for a disk that syncs 100 times a second.
 const WAITING: usize = 16_384;
+/// Tenants whose reads share statements; a forgotten one's that are on their way share with no later ones.
+const READING: usize = 4_096;
 /// Runs of a transaction of the host's own before a conflict is reported.
 const RUNS: u32 = 16;
 /// Those of them before other nodes' commits of the tenant are held back: who loses so often is slower than they are.
@@ -43,6 +47,7 @@ pub struct Shard(Arc<Inner>);
 struct Inner {
     store: SharedStore,
     cache: Cache,
+    reads: cache::Cache<TenantId, Reads>,
     clock: Clock,
     exclusive: bool,
     mixed: bool,
@@ -153,6 +158,7 @@ impl Shard {
         let shard = Self(Arc::new(Inner {
             store,
             cache: Cache::new(breaks),
+            reads: cache::Cache::new(READING),
             clock,
             exclusive: batching.exclusive,
             mixed: batching.mixed,
@@ -227,12 +233,20 @@ impl Shard {
             self.0.counts.cached_reads.fetch_add(1, Ordering::Relaxed);
             return Ok(known);
         }
-        self.0.counts.reads.fetch_add(1, Ordering::Relaxed);
-        let (tag, rows) = self.0.store.read(scope, keys).await?;
-        if self.same_database() {
-            handle.fill(tag, keys, &rows, !self.0.breaks.cache);
+        let (shard, reader) = (self.clone(), scope.clone());
+        let ask = async move |keys: Vec<Key>| {
+            shard.0.counts.reads.fetch_add(1, Ordering::Relaxed);
+            let (tag, rows) = shard.0.store.read(&reader, &keys).await?;
+            if shard.same_database() {
+                handle.fill(tag, &keys, &rows, !shard.0.breaks.cache);
+            }
+            Ok((tag, rows))
+        };
+        if self.0.exclusive {
+            // There is no round trip to share.
+            return ask(keys.to_vec()).await;
         }
-        Ok((tag, rows))
+        self.0.reads.get_or_make(scope.id(), Reads::default).read(keys, ask).await
     }
 
     /// Read a row that is a setting: as it is, or where others write too as it was at most a second ago. It belongs to
@@ -493,9 +507,7 @@ impl Shard {
             Ok(verdicts) => verdicts,
             // No set is at fault: the database is busy, full, or does not answer.
             Err(error) if error.kind() == Kind::Unavailable || sets.len() == 1 => {
-                let mut verdicts: Vec<Verdict> = sets.iter().skip(1).map(|_| Verdict::Refused(error.copy())).collect();
-                verdicts.push(Verdict::Refused(error));
-                verdicts
+                sets.iter().map(|_| Verdict::Refused(error.clone())).collect()
             }
             Err(error) => {
                 tracing::warn!(?error, sets = sets.len(), "a batch failed; its sets are committed one by one");

@@ -548,7 +548,7 @@ impl Store for PostgresStore {
             if open.len() == sets.len() {
                 return Err(last);
             }
-            Ok(verdicts.into_iter().map(|verdict| verdict.unwrap_or_else(|| Verdict::Refused(last.copy()))).collect())
+            Ok(verdicts.into_iter().map(|verdict| verdict.unwrap_or_else(|| Verdict::Refused(last.clone()))).collect())
         }
         .boxed()
     }

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A result whose error is [`Error`].
@@ -36,14 +37,15 @@ pub enum Kind {
     Internal,
 }
 
-/// An error with a stable code, a public message and a private source.
+/// An error with a stable code, a public message and a private source. Clones are for others who get the same answer.
+#[derive(Clone)]
 pub struct Error {
     kind: Kind,
     code: &'static str,
     message: Cow<'static, str>,
     rule: Option<&'static str>,
     retry_after: Option<Duration>,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
@@ -89,20 +91,8 @@ impl Error {
     /// Keep the cause for the log.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(source.into().into());
         self
-    }
-
-    /// The same answer for another caller; the cause stays with the first.
-    pub(crate) fn copy(&self) -> Self {
-        Self {
-            kind: self.kind,
-            code: self.code,
-            message: self.message.clone(),
-            rule: self.rule,
-            retry_after: self.retry_after,
-            source: None,
-        }
     }
 
     /// What the caller does next.
