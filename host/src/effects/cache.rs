@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::effects::Breaks;
 use crate::effects::row::{Key, Row, Value};
-use crate::effects::set::{Op, Tag, Write};
+use crate::effects::set::{Facts, Op, ReadFact, Tag, Write};
 use crate::kernel::cache;
 use crate::kernel::tenant::TenantId;
 
@@ -77,8 +77,9 @@ impl Rows {
         Some(row)
     }
 
-    fn contains(&self, key: &Key) -> bool {
-        self.young.contains_key(key) || self.old.contains_key(key)
+    /// The same without a trace.
+    fn peek(&self, key: &Key) -> Option<&Option<Row>> {
+        self.young.get(key).or_else(|| self.old.get(key))
     }
 
     fn insert(&mut self, key: Key, row: Option<Row>) {
@@ -236,17 +237,15 @@ impl Cache {
         entries.tag = Some(after);
         for (write, version) in writes {
             // What nobody has read is not worth a place: most of it is records.
-            if !entries.rows.contains(&write.key) {
-                continue;
-            }
+            let Some(known) = entries.rows.peek(&write.key) else { continue };
             let row = match &write.op {
                 Op::Put { value, expires_at_ms } => {
                     Some(Some(Row { value: value.clone(), version, expires_at_ms: *expires_at_ms }))
                 }
                 Op::Delete => Some(None),
                 Op::Sweep { .. } => None,
-                Op::Add(delta) => match entries.rows.get(&write.key) {
-                    Some(Some(Row { value: Value::Counter(count), expires_at_ms: None, .. })) => count
+                Op::Add(delta) => match known {
+                    Some(Row { value: Value::Counter(count), expires_at_ms: None, .. }) => count
                         .checked_add(*delta)
                         .map(|sum| Some(Row { value: Value::Counter(sum), version, expires_at_ms: None })),
                     _ => None,
@@ -276,6 +275,18 @@ impl Handle {
         })?;
         let rows = keys.iter().map(|key| entries.rows.get(key)).collect::<Option<Vec<_>>>()?;
         Some((tag, rows))
+    }
+
+    /// The state that the entries belong to, if these facts are known to be true in it.
+    pub(crate) fn holds(&self, facts: &Facts) -> Option<Tag> {
+        let entries = self.lock();
+        let tag = entries.tag.filter(|_| entries.seen.is_none() && facts.ranges.is_empty())?;
+        let still = |fact: &ReadFact| {
+            let live =
+                |row: &Option<Row>| row.as_ref().filter(|row| row.live(facts.now_ms)).map_or(0, |row| row.version);
+            entries.rows.peek(&fact.key).map(live) == Some(fact.version)
+        };
+        facts.reads.iter().all(still).then_some(tag)
     }
 
     /// A row as it was a moment ago; none if that is not known.
@@ -314,6 +325,7 @@ impl Handle {
 mod tests {
     use super::*;
     use crate::effects::row::Space;
+    use crate::effects::set::RangeFact;
 
     #[test]
     fn what_a_commit_does_not_touch_stays_although_a_reader_saw_the_commit_first() {
@@ -381,6 +393,43 @@ mod tests {
         let after = Tag { seq: 2, ..tag };
         cache.publish(&tenant, tag, after, [(&read, 2), (&unread, 2)].into_iter());
         assert!(known("again") && !known("unread"));
+    }
+
+    #[test]
+    fn facts_hold_in_the_entries_state_if_all_their_rows_are_known_and_as_they_were_read() {
+        let tag = |seq| Tag { epoch: 1, seq };
+        let [read, absent, unknown] = ["read", "absent", "unknown"].map(|key| Space::named("kv/c").key(key));
+        let (cache, tenant) = (Cache::new(Breaks::default()), TenantId::new());
+        let handle = cache.handle(&tenant);
+        let row = Row { value: Value::Bytes("x".into()), version: 3, expires_at_ms: Some(1_000) };
+        handle.fill(tag(5), &[read.clone(), absent.clone()], &[Some(row), None], true);
+        let holds = |now_ms, facts: &[(&Key, u64)]| {
+            let reads =
+                facts.iter().map(|(key, version)| ReadFact { key: (*key).clone(), version: *version }).collect();
+            handle.holds(&Facts { now_ms, reads, ranges: Vec::new() })
+        };
+        assert_eq!(holds(0, &[(&read, 3), (&absent, 0)]), Some(tag(5)));
+        for (now_ms, facts) in [
+            (0, [(&read, 2), (&absent, 0)]),
+            (0, [(&read, 3), (&absent, 1)]),
+            (0, [(&read, 3), (&unknown, 0)]),
+            // It has expired by then.
+            (1_000, [(&read, 3), (&absent, 0)]),
+        ] {
+            assert_eq!(holds(now_ms, &facts), None, "{now_ms} {facts:?}");
+        }
+        // Whether a range is still so is not known.
+        let range = RangeFact { range: Space::named("kv/c").prefix(""), count: 1, max_version: 3 };
+        assert_eq!(handle.holds(&Facts { now_ms: 0, reads: Vec::new(), ranges: vec![range] }), None);
+        // A commit of this node writes one of them.
+        let put = Write { key: absent.clone(), op: Op::Put { value: Value::Bytes("new".into()), expires_at_ms: None } };
+        cache.begin(&tenant);
+        cache.publish(&tenant, tag(5), tag(6), std::iter::once((&put, 6)));
+        assert_eq!(holds(0, &[(&read, 3)]), Some(tag(6)));
+        assert_eq!(holds(0, &[(&read, 3), (&absent, 0)]), None);
+        // Another node's commit has been seen.
+        handle.saw(tag(7));
+        assert_eq!(holds(0, &[(&read, 3)]), None);
     }
 
     #[test]
