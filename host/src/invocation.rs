@@ -148,14 +148,15 @@ impl Invoker {
     /// Look for the answer to a known cause, which costs no place and no instance; else hold the cause's key
     /// while it runs.
     async fn run_claimed(&self, work: Work, mut started: Started) -> Result<Done> {
-        let Some(cause) = &work.cause else { return self.run_started(work, started).await };
+        // Boxed: what a run may need is larger than all around it, and would be moved with it from layer to layer.
+        let Some(cause) = &work.cause else { return Box::pin(self.run_started(work, started)).await };
         if let Some(done) = self.answered(&work.scope, cause).await.inspect_err(|_| started.forget())? {
             started.forget();
             return Ok(done);
         }
         let lease = Duration::from_millis(work.scope.plan().timeout_ms) + LEASE;
         let held = self.0.idempotency.claim(&work.scope, cause, lease).await.inspect_err(|_| started.forget())?;
-        let done = self.run_started(work, started).await;
+        let done = Box::pin(self.run_started(work, started)).await;
         held.release().await;
         done
     }

@@ -1,7 +1,7 @@
 //! One run of a guest: a fresh store and instance, bounded from the first instruction, dropped at the end.
 //!
-//! The first slice runs where the caller is, since most guests end within it and a hop to another thread
-//! costs more than they do; a guest that yields, by its fuel or by waiting, or that finds no turn, goes on in the
+//! A guest runs where its caller is, since most end within a slice, and a hop to another thread costs more than they do.
+//! One that waits, for a turn or for what it asked, goes on there as well; one that has used up a slice goes on in the
 //! guests' runtime. Dropping the caller's future ends the guest at its next yield.
 
 use std::any::Any;
@@ -9,12 +9,14 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::task::AtomicWaker;
+use tokio::runtime::Runtime;
 use wasmtime::component::Instance;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
@@ -110,12 +112,8 @@ impl Engine {
         let (tenant, deadline) = (guest.invocation().scope.id().clone(), guest.invocation().deadline);
         let running = Box::pin(trace::current().scope(async move { engine.run_here(&program, guest, call).await }));
         let mut running = self.0.turns.take(tenant, deadline, running);
-        {
-            let _runtime = runtime.enter();
-            // Nobody is woken by this poll: the runtime polls again at once.
-            if let Poll::Ready(run) = running.poll_unpin(&mut Context::from_waker(Waker::noop())) {
-                return run;
-            }
+        if let Some(run) = in_place(runtime, &mut running).await {
+            return run;
         }
         let mut task = AbortOnDrop(runtime.spawn(running));
         (&mut task.0).await.map_err(Error::internal)?
@@ -189,6 +187,48 @@ impl Drop for Burning {
 
 fn burned(store: &Store<Guest>) -> u64 {
     store.data().budget().fuel.saturating_sub(store.get_fuel().unwrap_or(0))
+}
+
+/// Poll a guest where its caller is, until it ends or asks to be polled again at once: it has used up its slice then.
+/// The runtime is for what it waits for.
+async fn in_place<F: Future + Unpin>(runtime: &Runtime, running: &mut F) -> Option<F::Output> {
+    let alarm = Arc::new(Alarm::default());
+    let waker = Waker::from(alarm.clone());
+    std::future::poll_fn(|context| {
+        alarm.caller.register(context.waker());
+        alarm.state.store(Alarm::POLLING, Ordering::SeqCst);
+        let _runtime = runtime.enter();
+        match running.poll_unpin(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if alarm.state.swap(0, Ordering::SeqCst) & Alarm::WOKEN != 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Wakes a guest's caller, or notes that the guest was woken while it was polled.
+#[derive(Default)]
+struct Alarm {
+    caller: AtomicWaker,
+    state: AtomicU8,
+}
+
+impl Alarm {
+    const POLLING: u8 = 1;
+    const WOKEN: u8 = 2;
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.state.fetch_or(Self::WOKEN, Ordering::SeqCst) & Self::POLLING == 0 {
+            self.caller.wake();
+        }
+    }
 }
 
 /// Poll until the deadline. It is looked at before every poll, since a guest that computes is always ready; the
@@ -304,5 +344,43 @@ struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_waits_stays_in_place_and_one_that_has_used_its_slice_does_not() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (caller, guests) = (runtime(), runtime());
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let mut polls = 0;
+        let mut waits = Box::pin(async {
+            let mut answered = pin!(answered);
+            std::future::poll_fn(|context| {
+                polls += 1;
+                answered.as_mut().poll(context)
+            })
+            .await
+        });
+        let answering = async {
+            tokio::task::yield_now().await;
+            answer.send("rows").unwrap();
+        };
+        let (ended, ()) = caller.block_on(async { tokio::join!(in_place(&guests, &mut waits), answering) });
+        assert_eq!(ended, Some(Ok("rows")));
+        drop(waits);
+        assert_eq!(polls, 2);
+
+        let mut slices = 0;
+        let mut computes = Box::pin(std::future::poll_fn(|context| {
+            slices += 1;
+            context.waker().wake_by_ref();
+            if slices < 3 { Poll::Pending } else { Poll::Ready(slices) }
+        }));
+        assert_eq!(caller.block_on(in_place(&guests, &mut computes)), None);
+        assert_eq!(caller.block_on(computes), 3);
     }
 }
