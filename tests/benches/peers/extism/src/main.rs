@@ -23,7 +23,7 @@ fn main() {
         router.route(
             "/",
             get(|| async move {
-                let plugin = pool.get(Duration::from_secs(10)).expect("the pool works").expect("a plugin is free");
+                let mut plugin = pool.get(Duration::from_secs(10)).expect("the pool works").expect("a plugin is free");
                 plugin.call::<_, String>("hello", ()).expect("the plugin answers")
             }),
         )
