@@ -13,7 +13,7 @@ use extism::{CompiledPlugin, Manifest, Plugin, PluginBuilder, PoolBuilder, Wasm}
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, how, path] = &arguments[..] else { panic!("peer-extism fresh|pooled PLUGIN") };
-    let manifest = Manifest::new([Wasm::file(path)]);
+    let manifest = Manifest::new([Wasm::data(std::fs::read(path).expect("the plugin can be read"))]);
     let compiled = CompiledPlugin::new(PluginBuilder::new(manifest).with_wasi(false)).expect("the plugin compiles");
     let router = Router::new();
     let router = if how == "pooled" {
