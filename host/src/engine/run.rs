@@ -1,8 +1,9 @@
 //! One run of a guest: a fresh store and instance, bounded from the first instruction, dropped at the end.
 //!
 //! A guest runs where its caller is, since most end within a slice, and a hop to another thread costs more than they do.
-//! One that waits, for a turn or for what it asked, goes on there as well; one that has used up a slice goes on in the
-//! guests' runtime. Dropping the caller's future ends the guest at its next yield.
+//! One that waits for what it asked goes on there as well; one that has used up a slice, or that finds no turn, goes on in
+//! the guests' runtime, where nothing else keeps it from taking its turn. Dropping the caller's future ends the guest at its
+//! next yield.
 
 use std::any::Any;
 use std::future::Future;
@@ -23,6 +24,7 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 use crate::effects::Key;
 use crate::engine::guest::{Guest, Stop};
 use crate::engine::limits::{ANSWER_SLACK_BYTES, HANDLES, HOSTCALL_BYTES};
+use crate::engine::turns::InTurns;
 use crate::engine::{Engine, Program};
 use crate::kernel::error::{Error, Result};
 use crate::kernel::trace;
@@ -112,7 +114,7 @@ impl Engine {
         let (tenant, deadline) = (guest.invocation().scope.id().clone(), guest.invocation().deadline);
         let running = Box::pin(trace::current().scope(async move { engine.run_here(&program, guest, call).await }));
         let mut running = self.0.turns.take(tenant, deadline, running);
-        if let Some(run) = in_place(runtime, &mut running).await {
+        if let Some(run) = in_place(runtime, &mut running, InTurns::waits).await {
             return run;
         }
         let mut task = AbortOnDrop(runtime.spawn(running));
@@ -189,9 +191,12 @@ fn burned(store: &Store<Guest>) -> u64 {
     store.data().budget().fuel.saturating_sub(store.get_fuel().unwrap_or(0))
 }
 
-/// Poll a guest where its caller is, until it ends or asks to be polled again at once: it has used up its slice then.
-/// The runtime is for what it waits for.
-async fn in_place<F: Future + Unpin>(runtime: &Runtime, running: &mut F) -> Option<F::Output> {
+/// Poll a guest where its caller is, until it ends, asks to be polled again at once, which it does when it has used up its
+/// slice, or is to leave for another reason. The runtime is for what it waits for.
+async fn in_place<F>(runtime: &Runtime, running: &mut F, leaves: impl Fn(&F) -> bool) -> Option<F::Output>
+where
+    F: Future + Unpin,
+{
     let alarm = Arc::new(Alarm::default());
     let waker = Waker::from(alarm.clone());
     std::future::poll_fn(|context| {
@@ -200,8 +205,10 @@ async fn in_place<F: Future + Unpin>(runtime: &Runtime, running: &mut F) -> Opti
         let _runtime = runtime.enter();
         match running.poll_unpin(&mut Context::from_waker(&waker)) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if alarm.state.swap(0, Ordering::SeqCst) & Alarm::WOKEN != 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                let woken = alarm.state.swap(0, Ordering::SeqCst) & Alarm::WOKEN != 0;
+                if woken || leaves(running) { Poll::Ready(None) } else { Poll::Pending }
+            }
         }
     })
     .await
@@ -369,7 +376,7 @@ mod tests {
             tokio::task::yield_now().await;
             answer.send("rows").unwrap();
         };
-        let (ended, ()) = caller.block_on(async { tokio::join!(in_place(&guests, &mut waits), answering) });
+        let (ended, ()) = caller.block_on(async { tokio::join!(in_place(&guests, &mut waits, |_| false), answering) });
         assert_eq!(ended, Some(Ok("rows")));
         drop(waits);
         assert_eq!(polls, 2);
@@ -380,7 +387,10 @@ mod tests {
             context.waker().wake_by_ref();
             if slices < 3 { Poll::Pending } else { Poll::Ready(slices) }
         }));
-        assert_eq!(caller.block_on(in_place(&guests, &mut computes)), None);
+        assert_eq!(caller.block_on(in_place(&guests, &mut computes, |_| false)), None);
         assert_eq!(caller.block_on(computes), 3);
+
+        let mut finds_no_turn = std::future::pending::<()>();
+        assert_eq!(caller.block_on(in_place(&guests, &mut finds_no_turn, |_| true)), None);
     }
 }

@@ -237,6 +237,13 @@ impl Drop for Turn<'_> {
     }
 }
 
+impl<T> InTurns<T> {
+    /// Whether the guest waits for a turn.
+    pub(super) fn waits(&self) -> bool {
+        self.asked
+    }
+}
+
 impl<T> Future for InTurns<T> {
     type Output = T;
 
