@@ -57,7 +57,7 @@ struct Entries {
 }
 
 /// Rows that were read, in two generations: when the young ones fill their half, they become the old ones, and what was
-/// not asked for since it became old goes. So a stream of rows that are read once does not push out those that are read
+/// neither asked for nor written since it became old goes. So a stream of rows that are read once does not push out those that are read
 /// again and again.
 #[derive(Default)]
 struct Rows {

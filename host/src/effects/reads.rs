@@ -1,8 +1,8 @@
-//! A tenant's reads share statements: those that come while one is on its way go together in the next.
+//! A tenant's reads of keys share statements: those that come while one is on its way go together in the next.
 //!
 //! A statement begins after the last of its readers has come, so that each sees all that was committed before it
 //! asked. Since a tenant has one on its way at a time, so long as they are quick, the busiest leaves the store's other
-//! connections to others. A reader that goes away takes nothing from the rest: whoever still waits drives the statement.
+//! connections to others; ranges are read beside them. A reader that goes away takes nothing from the rest: whoever still waits drives the statement.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

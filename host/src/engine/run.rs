@@ -114,7 +114,7 @@ impl Engine {
         let (tenant, deadline) = (guest.invocation().scope.id().clone(), guest.invocation().deadline);
         let running = Box::pin(trace::current().scope(async move { engine.run_here(&program, guest, call).await }));
         let mut running = self.0.turns.take(tenant, deadline, running);
-        if let Some(run) = in_place(runtime, &mut running, InTurns::waits).await {
+        if let Some(run) = in_place(runtime, &mut running).await {
             return run;
         }
         let mut task = AbortOnDrop(runtime.spawn(running));
@@ -191,12 +191,9 @@ fn burned(store: &Store<Guest>) -> u64 {
     store.data().budget().fuel.saturating_sub(store.get_fuel().unwrap_or(0))
 }
 
-/// Poll a guest where its caller is, until it ends, asks to be polled again at once, which it does when it has used up its
-/// slice, or is to leave for another reason. The runtime is for what it waits for.
-async fn in_place<F>(runtime: &Runtime, running: &mut F, leaves: impl Fn(&F) -> bool) -> Option<F::Output>
-where
-    F: Future + Unpin,
-{
+/// Poll a guest where its caller is, until it ends, or has used up its slice, when it asks to be polled again at once, or
+/// finds no turn. The runtime is for what it waits for.
+async fn in_place<T>(runtime: &Runtime, running: &mut InTurns<T>) -> Option<T> {
     let alarm = Arc::new(Alarm::default());
     let waker = Waker::from(alarm.clone());
     std::future::poll_fn(|context| {
@@ -207,7 +204,7 @@ where
             Poll::Ready(output) => Poll::Ready(Some(output)),
             Poll::Pending => {
                 let woken = alarm.state.swap(0, Ordering::SeqCst) & Alarm::WOKEN != 0;
-                if woken || leaves(running) { Poll::Ready(None) } else { Poll::Pending }
+                if woken || running.waits() { Poll::Ready(None) } else { Poll::Pending }
             }
         }
     })
@@ -356,41 +353,58 @@ impl<T> Drop for AbortOnDrop<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::engine::turns::Turns;
+    use crate::kernel::tenant::TenantId;
+
+    fn runtime() -> Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    /// A guest that does this, in turns.
+    fn guest<T>(turns: &Arc<Turns>, does: impl Future<Output = T> + Send + 'static) -> InTurns<T> {
+        turns.take(TenantId::new(), Instant::now() + Duration::from_secs(60), Box::pin(does))
+    }
 
     #[test]
-    fn a_guest_that_waits_stays_in_place_and_one_that_has_used_its_slice_does_not() {
-        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (caller, guests) = (runtime(), runtime());
+    fn a_guest_that_waits_for_an_answer_stays_with_its_caller() {
+        let (caller, guests, turns) = (runtime(), runtime(), Turns::new(1));
         let (answer, answered) = tokio::sync::oneshot::channel();
-        let mut polls = 0;
-        let mut waits = Box::pin(async {
-            let mut answered = pin!(answered);
-            std::future::poll_fn(|context| {
-                polls += 1;
-                answered.as_mut().poll(context)
-            })
-            .await
-        });
+        let mut waits = guest(&turns, answered);
         let answering = async {
             tokio::task::yield_now().await;
             answer.send("rows").unwrap();
         };
-        let (ended, ()) = caller.block_on(async { tokio::join!(in_place(&guests, &mut waits, |_| false), answering) });
+        let (ended, ()) = caller.block_on(async { tokio::join!(in_place(&guests, &mut waits), answering) });
         assert_eq!(ended, Some(Ok("rows")));
-        drop(waits);
-        assert_eq!(polls, 2);
+    }
 
+    #[test]
+    fn a_guest_that_has_used_up_its_slice_leaves() {
+        let (caller, guests, turns) = (runtime(), runtime(), Turns::new(1));
         let mut slices = 0;
-        let mut computes = Box::pin(std::future::poll_fn(|context| {
-            slices += 1;
-            context.waker().wake_by_ref();
-            if slices < 3 { Poll::Pending } else { Poll::Ready(slices) }
-        }));
-        assert_eq!(caller.block_on(in_place(&guests, &mut computes, |_| false)), None);
+        let mut computes = guest(
+            &turns,
+            std::future::poll_fn(move |context| {
+                slices += 1;
+                context.waker().wake_by_ref();
+                if slices < 3 { Poll::Pending } else { Poll::Ready(slices) }
+            }),
+        );
+        assert_eq!(caller.block_on(in_place(&guests, &mut computes)), None);
         assert_eq!(caller.block_on(computes), 3);
+    }
 
-        let mut finds_no_turn = std::future::pending::<()>();
-        assert_eq!(caller.block_on(in_place(&guests, &mut finds_no_turn, |_| true)), None);
+    #[test]
+    fn a_guest_that_finds_no_turn_leaves() {
+        let (caller, guests, turns) = (runtime(), runtime(), Turns::new(1));
+        let mut second = guest(&turns, std::future::ready(()));
+        // It holds the only turn while it is polled.
+        let guests = Arc::new(guests);
+        let own = guests.clone();
+        let first = guest(&turns, async move { in_place(&own, &mut second).await });
+        assert_eq!(caller.block_on(first), None);
     }
 }
