@@ -404,7 +404,7 @@ mod tests {
         // It holds the only turn while it is polled.
         let guests = Arc::new(guests);
         let own = guests.clone();
-        let first = guest(&turns, async move { in_place(&own, &mut second).await });
-        assert_eq!(caller.block_on(first), None);
+        let mut first = guest(&turns, async move { in_place(&own, &mut second).await });
+        assert_eq!(caller.block_on(async { futures_util::poll!(&mut first) }), Poll::Ready(None));
     }
 }
