@@ -14,12 +14,12 @@ mod claims;
 mod commit;
 pub(crate) mod lanes;
 pub(crate) mod postgres;
-mod reads;
 mod row;
 mod set;
 pub(crate) mod sqlite;
 #[doc(hidden)]
 pub mod testing;
+mod together;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
@@ -29,7 +29,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-pub use self::claims::{Claim, Claims};
+pub use self::claims::{Claim, Claims, Held};
 pub(crate) use self::commit::Runs;
 pub use self::commit::{Counts, Shard};
 pub use self::row::{Key, Range, Row, Space, Value};

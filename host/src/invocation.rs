@@ -157,7 +157,11 @@ impl Invoker {
         let lease = Duration::from_millis(work.scope.plan().timeout_ms) + LEASE;
         let held = self.0.idempotency.claim(&work.scope, cause, lease).await.inspect_err(|_| started.forget())?;
         let done = Box::pin(self.run_started(work, started)).await;
-        held.release().await;
+        match &done {
+            // The answer is stored, as all but failures are: a repetition finds it and asks for no key.
+            Ok(done) if done.answer.status < 500 => drop(held),
+            _ => held.release().await,
+        }
         done
     }
 
@@ -297,6 +301,7 @@ impl Invoker {
         let settling = Settling { given, log, gate_held, fuel };
         self.settle(work, started, guest, settling).await
     }
+
     /// A webhook that the plugin never wants again: the answer is kept, the effects are not.
     async fn refuse_for_good(
         &self,

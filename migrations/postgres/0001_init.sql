@@ -90,8 +90,9 @@ create table components (
 );
 
 -- Who is working on a request with an idempotency key, so that its repetition can be told to wait. Losing
--- a row harms nobody: that an effect happens once rests on the answer row in the commit.
-create table claims (
+-- a row harms nobody: that an effect happens once rests on the answer row in the commit. So it is not logged, and
+-- empty after a crash of the database, which ends all connections that claimed.
+create unlogged table claims (
     tenant_id text collate "C" not null check (tenant_id <> ''),
     scope text collate "C" not null,
     fingerprint bytea not null,
@@ -600,59 +601,86 @@ begin
         order by u.hour_ms, u.plugin;
 end $$;
 
--- Claim a scope for `p_lease_ms`: 0 claimed, 1 somebody else works on it for `wait_ms` more, 2 it is in work
--- with another fingerprint. A claim is taken over when its lease is over, or when the connection that made it
--- is gone, as after the crash of its node. The one write that need not be durable.
+-- Claim scopes for their owners, each for its `c_lease_ms`. Of each, in their order: 0 claimed, 1 somebody else works
+-- on it for `wait_ms` more, 2 it is in work with another fingerprint. An owner asks once. A claim is taken over when its
+-- lease is over, or when the connection that made it is gone, as after the crash of its node. This and its opposite
+-- are the only writes that need not be durable; both go through scopes in one order, so that none waits for another in a ring.
 create function chalet_claim(
-    p_tenant text, p_scope text, p_fingerprint bytea, p_owner text, p_lease_ms bigint
+    p_tenant text, c_scope text[], c_fingerprint bytea[], c_owner text[], c_lease_ms bigint[]
 )
 returns table (outcome int, wait_ms bigint)
 language plpgsql volatile security invoker
 set search_path = public, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
     v_now constant bigint := chalet_now_ms();
-    v_held claims%rowtype;
+    v_outcome int[] := array_fill(null::int, array[cardinality(c_scope)]);
+    v_wait_ms bigint[] := array_fill(0::bigint, array[cardinality(c_scope)]);
+    found_row record;
 begin
     perform set_config('app.tenant', p_tenant, true);
     perform set_config('synchronous_commit', 'off', true);
     -- What a crashed node left behind and nobody asks for again, a few at a time.
     delete from claims where tenant_id = p_tenant and scope in (
         select c.scope from claims c
-        where c.tenant_id = p_tenant and c.lease_until_ms < v_now - 600000 and c.scope <> p_scope
+        where c.tenant_id = p_tenant and c.lease_until_ms < v_now - 600000 and c.scope <> all (c_scope)
         order by c.lease_until_ms limit 8 for update skip locked
     );
-    loop
-        insert into claims as c (tenant_id, scope, fingerprint, owner, process, claimed_us, lease_until_ms)
-        values (p_tenant, p_scope, p_fingerprint, p_owner, pg_backend_pid(), chalet_us(clock_timestamp()), v_now + p_lease_ms)
-        on conflict (tenant_id, scope) do update set
-            fingerprint = excluded.fingerprint, owner = excluded.owner, process = excluded.process,
-            claimed_us = excluded.claimed_us, lease_until_ms = excluded.lease_until_ms
-        where c.lease_until_ms <= v_now or not chalet_runs(c.process, c.claimed_us);
-        if found then
-            return query select 0, 0::bigint;
-            return;
-        end if;
-        select * into v_held from claims c where c.tenant_id = p_tenant and c.scope = p_scope;
-        if found then
-            return query select case when v_held.fingerprint = p_fingerprint then 1 else 2 end,
-                greatest(v_held.lease_until_ms - v_now, 0);
-            return;
-        end if;
-        -- It was released between the two statements.
+    while array_position(v_outcome, null) is not null loop
+        for found_row in
+            with made as (
+                insert into claims as c (tenant_id, scope, fingerprint, owner, process, claimed_us, lease_until_ms)
+                select p_tenant, a.scope, a.fingerprint, a.owner, pg_backend_pid(), chalet_us(clock_timestamp()), v_now + a.lease_ms
+                from (
+                    select distinct on (scope) *
+                    from unnest(c_scope, c_fingerprint, c_owner, c_lease_ms, v_outcome) with ordinality
+                        as a (scope, fingerprint, owner, lease_ms, outcome, n)
+                    where a.outcome is null
+                    order by scope, n
+                ) a
+                order by a.scope
+                on conflict (tenant_id, scope) do update set
+                    fingerprint = excluded.fingerprint, owner = excluded.owner, process = excluded.process,
+                    claimed_us = excluded.claimed_us, lease_until_ms = excluded.lease_until_ms
+                where c.lease_until_ms <= v_now or not chalet_runs(c.process, c.claimed_us)
+                returning c.owner
+            )
+            select array_position(c_owner, made.owner) as n from made
+        loop
+            v_outcome[found_row.n] := 0;
+        end loop;
+        -- Whose scope is not there now was released between the two statements, and is taken next time.
+        for found_row in
+            select a.n, c.fingerprint = a.fingerprint as same, greatest(c.lease_until_ms - v_now, 0) as wait_ms
+            from unnest(c_scope, c_fingerprint, v_outcome) with ordinality as a (scope, fingerprint, outcome, n)
+            cross join lateral (
+                select * from claims where claims.tenant_id = p_tenant and claims.scope = a.scope limit 1
+            ) c
+            where a.outcome is null
+        loop
+            v_outcome[found_row.n] := case when found_row.same then 1 else 2 end;
+            v_wait_ms[found_row.n] := found_row.wait_ms;
+        end loop;
     end loop;
+    return query select * from unnest(v_outcome, v_wait_ms);
 end $$;
 
--- Give a claim back, if it is still this owner's.
-create function chalet_release(p_tenant text, p_scope text, p_owner text) returns void
+-- Give claims back, each if it is still this owner's.
+create function chalet_release(p_tenant text, c_scope text[], c_owner text[]) returns void
 language plpgsql volatile security invoker
 set search_path = public, pg_temp
 as $$
+declare
+    given record;
 begin
     perform set_config('app.tenant', p_tenant, true);
     perform set_config('synchronous_commit', 'off', true);
-    delete from claims where tenant_id = p_tenant and scope = p_scope and owner = p_owner;
+    for given in select * from unnest(c_scope, c_owner) as a (scope, owner) order by a.scope loop
+        delete from claims where tenant_id = p_tenant and scope = given.scope and owner = given.owner;
+    end loop;
 end $$;
 
 -- Make the server's role, if there is none, and give it what it needs: rows, no ownership, no truncation.

@@ -508,15 +508,73 @@ async fn a_claim_ends_with_the_connection_that_made_it() {
     let scope = chalet::effects::testing::tenant(&db, Default::default()).await.expect("a tenant");
     let lease = Duration::from_secs(3_600);
     let mut other_node = connect(&database.url).await;
-    let theirs = sqlx::query("select outcome from chalet_claim($1, 'k', 'f', 'theirs', 3600000)");
+    let theirs = sqlx::query("select outcome from chalet_claim($1, '{k}', '{f}', '{theirs}', '{3600000}')");
     theirs.bind(scope.id().as_str()).fetch_one(&mut other_node).await.expect("claimed");
-    let claim = async |print: &[u8]| db.claims().claim(&scope, "k", print, "ours", lease).await.expect("answered");
+    let claim = async |print: &[u8]| db.claims().claim(&scope, "k", print, lease).await.expect("answered");
     assert!(matches!(claim(b"f").await, Claim::Running { .. }));
-    assert_eq!(claim(b"g").await, Claim::Mismatch);
+    assert!(matches!(claim(b"g").await, Claim::Mismatch));
     other_node.close().await.expect("closed");
     let until = Instant::now() + Duration::from_secs(10);
-    while claim(b"f").await != Claim::Claimed {
+    while !matches!(claim(b"f").await, Claim::Claimed(_)) {
         assert!(Instant::now() < until, "a claim outlives its node");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The database makes a claim also for a caller who has gone while it waited for another node's.
+#[tokio::test]
+async fn a_claim_whose_caller_went_away_is_given_back() {
+    let database = postgres::database().await;
+    let db = open(&database.url).await.expect("opens");
+    let scope = chalet::effects::testing::tenant(&db, Default::default()).await.expect("a tenant");
+    let lease = Duration::from_secs(3_600);
+    let mut other_node = connect(&database.url).await;
+    other_node.execute("begin").await.expect("begun");
+    let theirs = sqlx::query("select outcome from chalet_claim($1, '{k}', '{f}', '{theirs}', '{3600000}')");
+    theirs.bind(scope.id().as_str()).fetch_one(&mut other_node).await.expect("claimed");
+    let mut watcher = connect(&database.url).await;
+    let waits = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let waiting = async {
+        while sqlx::query(waits).fetch_all(&mut watcher).await.expect("read").is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        _ = db.claims().claim(&scope, "k", b"f", lease) => panic!("the other node has not decided"),
+        () = waiting => {}
+    }
+    // Time for what its going away sets off.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    other_node.execute("rollback").await.expect("rolled back");
+    let until = Instant::now() + Duration::from_secs(10);
+    while !matches!(db.claims().claim(&scope, "k", b"g", lease).await.expect("answered"), Claim::Claimed(_)) {
+        assert!(Instant::now() < until, "nobody works on it, and nobody can");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Nodes that want the same keys in opposite orders wait for each other in one order only, with what they give back, too.
+#[tokio::test]
+async fn claims_of_two_nodes_do_not_wait_for_each_other_in_a_ring() {
+    let database = postgres::database().await;
+    let nodes = [open(&database.url).await.expect("opens"), open(&database.url).await.expect("opens")];
+    let scope = &chalet::effects::testing::tenant(&nodes[0], Default::default()).await.expect("a tenant");
+    let lease = Duration::from_secs(60);
+    for round in 0..20 {
+        let claims = nodes.iter().enumerate().flat_map(|(node, db)| {
+            (0..60).map(move |n| {
+                let key = format!("key {}", if node == 0 { n } else { 59 - n });
+                async move { (n, db.claims().claim(scope, &key, b"f", lease).await) }
+            })
+        });
+        let mut given = 0;
+        for (n, claim) in futures_util::future::join_all(claims).await {
+            // A deadlock would be an error here.
+            if let Claim::Claimed(held) = claim.expect("answered") {
+                given += 1;
+                if n % 2 == 0 { drop(held) } else { held.release().await }
+            }
+        }
+        assert!(given >= 60 || round > 0, "{given} of 60 keys were given in the first round");
     }
 }

@@ -10,7 +10,7 @@ use chalet::effects::{
     Breaks, Claim, Compute, Effects, KEY_BYTES, Key, Op, ROWS_READ, Row, STAGED_BYTES, STAGED_ROWS, Set, Shard, Space,
     Value, Verdict, Write,
 };
-use chalet::kernel::error::{Error, Kind};
+use chalet::kernel::error::Kind;
 use chalet::kernel::tenant::{Plan, TenantScope};
 use futures_util::future::join_all;
 
@@ -59,6 +59,8 @@ on_both_engines! {
     sixty_four_writers_of_one_key_lose_nothing,
     the_directory_speaks_both_dialects,
     a_claim_is_held_by_one,
+    claims_that_come_together_are_answered_each,
+    a_claim_ends_with_its_caller,
 }
 
 fn text(row: Option<Row>) -> Option<String> {
@@ -1023,34 +1025,93 @@ async fn a_claim_is_held_by_one(engine: Engine) {
     let (scope, other) = (bench.tenant().await, bench.tenant().await);
     let claims = bench.db.claims();
     let lease = Duration::from_secs(60);
-    let claim = async |scope: &TenantScope, key: &str, print: &[u8], owner: &str, lease| {
-        claims.claim(scope, key, print, owner, lease).await.expect("the claim is answered")
+    let claim = async |scope: &TenantScope, key: &str, print: &[u8], lease| {
+        claims.claim(scope, key, print, lease).await.expect("the claim is answered")
     };
-    assert_eq!(claim(&scope, "k", b"f", "one", lease).await, Claim::Claimed);
-    assert!(
-        matches!(claim(&scope, "k", b"f", "two", lease).await, Claim::Running { retry_after } if retry_after <= lease)
-    );
-    assert_eq!(claim(&scope, "k", b"g", "two", lease).await, Claim::Mismatch);
-    assert_eq!(claim(&scope, "l", b"f", "two", lease).await, Claim::Claimed);
-    assert_eq!(claim(&other, "k", b"g", "two", lease).await, Claim::Claimed, "tenants do not share keys");
-    claims.release(&scope, "k", "two").await.expect("nothing happens");
-    assert!(matches!(claim(&scope, "k", b"f", "two", lease).await, Claim::Running { .. }));
-    claims.release(&scope, "k", "one").await.expect("released");
-    assert_eq!(claim(&scope, "k", b"g", "two", Duration::from_millis(1)).await, Claim::Claimed);
+    let held = async |scope: &TenantScope, key: &str, print: &[u8], lease| match claim(scope, key, print, lease).await {
+        Claim::Claimed(held) => held,
+        _ => panic!("nobody holds {key}"),
+    };
+    let one = held(&scope, "k", b"f", lease).await;
+    let second = claim(&scope, "k", b"f", lease).await;
+    assert!(matches!(second, Claim::Running { retry_after } if !retry_after.is_zero() && retry_after <= lease));
+    assert!(matches!(claim(&scope, "k", b"g", lease).await, Claim::Mismatch));
+    let _two = held(&scope, "l", b"f", lease).await;
+    let _other = held(&other, "k", b"g", lease).await;
+    one.release().await;
+    let brief = held(&scope, "k", b"g", Duration::from_millis(1)).await;
     // The lease is over at once; whoever comes next takes it, and a late release is not theirs to make.
     let until = tokio::time::Instant::now() + Duration::from_secs(10);
-    while claim(&scope, "k", b"f", "three", lease).await != Claim::Claimed {
+    let mut next = claim(&scope, "k", b"f", lease).await;
+    while !matches!(next, Claim::Claimed(_)) {
         assert!(tokio::time::Instant::now() < until, "a lease ends");
+        next = claim(&scope, "k", b"f", lease).await;
     }
-    claims.release(&scope, "k", "two").await.expect("nothing happens");
-    assert!(matches!(claim(&scope, "k", b"f", "four", lease).await, Claim::Running { .. }));
-    // Of many at once, one gets it.
-    let all = join_all((0..16).map(|n| {
-        let scope = &scope;
-        async move { claims.claim(scope, "many", b"f", &format!("owner {n}"), lease).await.expect("answered") }
-    }))
-    .await;
-    assert_eq!(all.iter().filter(|claim| **claim == Claim::Claimed).count(), 1, "{all:?}");
-    let error: Error = claims.claim(&scope, "a\0b", b"f", "one", lease).await.expect_err("no text");
+    brief.release().await;
+    assert!(matches!(claim(&scope, "k", b"f", lease).await, Claim::Running { .. }));
+    let error = claims.claim(&scope, "a\0b", b"f", lease).await.err().expect("no text");
     assert_eq!(error.kind(), Kind::Invalid);
+}
+
+/// What comes at the same time shares statements; whoever comes with it has an answer of their own.
+async fn claims_that_come_together_are_answered_each(engine: Engine) {
+    let bench = engine.bench().await;
+    let (scope, other) = (bench.tenant().await, bench.tenant().await);
+    let claims = bench.db.claims();
+    let lease = Duration::from_secs(60);
+    let standing = claims.claim(&scope, "standing", b"f", lease).await.expect("answered");
+    let ask = |key: String, print: &'static [u8]| {
+        let scope = &scope;
+        async move { claims.claim(scope, &key, print, lease).await.expect("answered") }
+    };
+    // 300 keys, each asked for by four at once, and one that somebody holds.
+    let many = join_all((0..1_200).map(|n| ask(format!("key {}", n % 300), b"f")));
+    let strangers =
+        join_all((0..300).map(|n| claims.claim(&other, Box::leak(format!("key {n}").into_boxed_str()), b"f", lease)));
+    let (many, again, mismatch, strangers) =
+        tokio::join!(many, ask("standing".into(), b"f"), ask("standing".into(), b"g"), strangers);
+    for key in 0..300 {
+        let of_key = || many.iter().skip(key).step_by(300);
+        assert_eq!(of_key().filter(|claim| matches!(claim, Claim::Claimed(_))).count(), 1, "of key {key} one is given");
+        assert_eq!(of_key().filter(|claim| matches!(claim, Claim::Running { .. })).count(), 3, "the others know");
+    }
+    assert!(matches!(again, Claim::Running { .. }) && matches!(mismatch, Claim::Mismatch));
+    assert!(strangers.iter().all(|claim| matches!(claim, Ok(Claim::Claimed(_)))), "tenants do not share keys");
+    // All given back, some in the background: each can be had again, and what somebody else holds cannot.
+    for (n, claim) in many.into_iter().enumerate() {
+        match claim {
+            Claim::Claimed(held) if n % 2 == 0 => held.release().await,
+            other => drop(other),
+        }
+    }
+    let until = tokio::time::Instant::now() + Duration::from_secs(10);
+    for key in 0..300 {
+        while !matches!(ask(format!("key {key}"), b"g").await, Claim::Claimed(_)) {
+            assert!(tokio::time::Instant::now() < until, "key {key} was given back");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    assert!(matches!(ask("standing".into(), b"f").await, Claim::Running { .. }));
+    drop(standing);
+}
+
+/// A claim whose caller goes away is given back, at whatever point that was.
+async fn a_claim_ends_with_its_caller(engine: Engine) {
+    let bench = engine.bench().await;
+    let scope = bench.tenant().await;
+    let claims = bench.db.claims();
+    let lease = Duration::from_secs(3_600);
+    for n in 0..100_u64 {
+        let going = claims.claim(&scope, "k", b"f", lease);
+        let _ = tokio::time::timeout(Duration::from_micros(n * 20), going).await;
+        let until = tokio::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            match claims.claim(&scope, "k", b"f", lease).await.expect("answered") {
+                Claim::Claimed(held) => break held.release().await,
+                _ => {
+                    assert!(tokio::time::Instant::now() < until, "the claim of the one that went away after {n} stays")
+                }
+            }
+        }
+    }
 }

@@ -13,14 +13,14 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::control::{Access, Audit, Caller, Tenant};
-use crate::effects::{Effects, Key, Runs, Verdict};
+use crate::effects::{Effects, Held, Key, Runs, Verdict};
 use crate::gateway::Door;
 use crate::gateway::plugin::read_body;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::json;
 use crate::kernel::tenant::TenantScope;
 use crate::services::audit::Record;
-use crate::services::idempotency::{self, Answer, Cause, Held};
+use crate::services::idempotency::{self, Answer, Cause};
 
 /// How long a change may hold its idempotency key.
 const LEASE: Duration = Duration::from_secs(15);

@@ -16,10 +16,9 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, oneshot};
 
 use crate::effects::cache::{Cache, Handle};
-use crate::effects::reads::Reads;
 use crate::effects::set::{Facts, OUTCOME_UNKNOWN, Set, Tag, Verdict};
+use crate::effects::together::Together;
 use crate::effects::{Breaks, Effects, Gate, Key, Range, Row, SharedStore};
-use crate::kernel::cache;
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -33,8 +32,6 @@ const BATCH_BYTES: usize = 1 << 20;
 const WAIT: Duration = Duration::from_secs(2);
 /// Sets that may wait, all tenants: some seconds of work for a disk that syncs 100 times a second.
 const WAITING: usize = 16_384;
-/// Tenants whose reads share statements; a forgotten one's that are on their way share with no later ones.
-const READING: usize = 4_096;
 /// Runs of a transaction of the host's own before a conflict is reported.
 const RUNS: u32 = 16;
 /// Those of them before other nodes' commits of the tenant are held back: who loses so often is slower than they are.
@@ -47,7 +44,8 @@ pub struct Shard(Arc<Inner>);
 struct Inner {
     store: SharedStore,
     cache: Cache,
-    reads: cache::Cache<TenantId, Reads>,
+    /// Reads of keys; ranges are read beside them.
+    reads: Together<Key, (Tag, Vec<Option<Row>>)>,
     clock: Clock,
     exclusive: bool,
     mixed: bool,
@@ -158,7 +156,7 @@ impl Shard {
         let shard = Self(Arc::new(Inner {
             store,
             cache: Cache::new(breaks),
-            reads: cache::Cache::new(READING),
+            reads: Together::default(),
             clock,
             exclusive: batching.exclusive,
             mixed: batching.mixed,
@@ -246,7 +244,9 @@ impl Shard {
             // There is no round trip to share.
             return ask(keys.to_vec()).await;
         }
-        self.0.reads.get_or_make(scope.id(), Reads::default).read(keys, ask).await
+        let count = keys.len();
+        let take = |(tag, rows): &(Tag, Vec<Option<Row>>), from: usize| (*tag, rows[from..from + count].to_vec());
+        self.0.reads.ask(scope.id(), keys, ask, take).await
     }
 
     /// Read a row that is a setting: as it is, or where others write too as it was at most a second ago. It belongs to

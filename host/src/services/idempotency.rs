@@ -12,9 +12,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::effects::{Claim, Claims, Effects, Key, Space};
+use crate::effects::{Claim, Claims, Effects, Held, Key, Space};
 use crate::kernel::error::{Error, Kind, Result};
-use crate::kernel::id;
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::TenantScope;
 
@@ -160,38 +159,6 @@ pub struct Idempotency {
     claims: Claims,
 }
 
-/// A request that holds its key while it runs. Dropped without [`Self::release`], because its caller went
-/// away, it is given back in the background.
-pub struct Held {
-    claims: Claims,
-    scope: TenantScope,
-    key: String,
-    owner: String,
-    open: bool,
-}
-
-impl Held {
-    /// Give the key back, so that a repetition need not wait.
-    pub async fn release(mut self) {
-        self.open = false;
-        if let Err(error) = self.claims.release(&self.scope, &self.key, &self.owner).await {
-            tracing::debug!(%error, "a claim was not given back; it ends with its lease");
-        }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        if std::mem::take(&mut self.open) {
-            let (claims, scope) = (self.claims.clone(), self.scope.clone());
-            let (key, owner) = (std::mem::take(&mut self.key), std::mem::take(&mut self.owner));
-            // What fails here ends with the lease.
-            runtime.spawn(async move { claims.release(&scope, &key, &owner).await });
-        }
-    }
-}
-
 impl Idempotency {
     /// Answers sealed with this master key; claims that the nodes of a database share.
     pub fn new(master: Master, claims: Claims) -> Self {
@@ -200,9 +167,9 @@ impl Idempotency {
 
     /// Hold a key while its request runs, at most as long as `lease`; 409 if another request holds it.
     pub async fn claim(&self, scope: &TenantScope, cause: &Cause, lease: Duration) -> Result<Held> {
-        let (key, owner) = (hex::encode(&cause.row.key), id::new());
-        match self.claims.claim(scope, &key, &cause.fingerprint, &owner, lease).await? {
-            Claim::Claimed => Ok(Held { claims: self.claims.clone(), scope: scope.clone(), key, owner, open: true }),
+        let key = hex::encode(&cause.row.key);
+        match self.claims.claim(scope, &key, &cause.fingerprint, lease).await? {
+            Claim::Claimed(held) => Ok(held),
             Claim::Running { retry_after } => Err(Error::new(
                 Kind::Conflict,
                 "idempotency_key_in_use",
