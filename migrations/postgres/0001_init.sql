@@ -419,7 +419,8 @@ begin
                         select r.version is not null and (r.expires_at_ms is null or r.expires_at_ms > s_now_ms[w.set]) as live,
                             coalesce(w.kind = 4 and r.expires_at_ms <= w.number, false) as gone
                     ) judged
-                    where v_outcome[w.set] is null
+                    -- What neither counts nor adds needs no look.
+                    where v_outcome[w.set] is null and (w.charged or w.kind = 3)
                     window same as (partition by w.space, w.key), in_order as (partition by w.space, w.key order by w.set)
                 ) w
                 group by w.set
