@@ -1,10 +1,12 @@
 //! A quiet tenant beside a flooding one: what the first one's callers see of the second.
 //!
-//! The quiet tenant is asked 200 times a second, alone and while wrk sends the other one all it can on 64 connections.
+//! The quiet tenant is asked 200 times a second, alone and while wrk sends the other one all it can on 64 connections. Beside
+//! it stands the same with bare axum, which has no tenants: that much is wrk's part of the processors.
 
 use std::path::Path;
 use std::time::Duration;
 
+use crate::bare;
 use crate::board::median;
 use crate::kit::server::Server;
 use crate::load::{self, Request, Spread, Target};
@@ -34,7 +36,7 @@ impl Neighbours {
     pub fn markdown(&self) -> String {
         let mut text = String::from(
             "### A quiet tenant beside a flooding one\n\n\
-             | both do | p99 ms alone | p99 ms beside the flood | times |\n|---|--:|--:|--:|\n",
+             | both send | p99 ms alone | p99 ms beside the flood | times |\n|---|--:|--:|--:|\n",
         );
         for (what, alone, beside) in &self.rows {
             let figure = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
@@ -63,11 +65,28 @@ pub async fn run(rounds: usize, duration: Duration) -> Neighbours {
         tenant.deploy("guest-work").await;
         targets.push(Target { path: format!("/t/{name}/guest-work/"), key: tenant.key });
     }
-    for (what, body) in [("reads", r#"{"reads":["1","2"]}"#), ("writes", r#"{"write":"1"}"#)] {
-        let request = Request::post("", body);
+    let post = |body: &str| Request::post("", body);
+    let mut loads = vec![
+        ("reads", server.url.clone(), targets.clone(), post(r#"{"reads":["1","2"]}"#)),
+        ("writes", server.url.clone(), targets.clone(), post(r#"{"write":"1"}"#)),
+    ];
+    let bare = bare::start();
+    match &bare {
+        Ok(bare) => {
+            let root = Target { path: "/".into(), ..targets[0].clone() };
+            loads.push((
+                "the same bytes to bare axum",
+                bare.url.clone(),
+                vec![root.clone(), root],
+                post(r#"{"reads":["1","2"]}"#),
+            ));
+        }
+        Err(why) => found.missing = Some(format!("bare axum: {why}")),
+    }
+    for (what, url, targets, request) in loads {
         let (mut alone, mut beside) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            match both(&program, &server, &targets, &request, duration) {
+            match both(&program, &url, &targets, &request, duration) {
                 Ok((one, other)) => {
                     say(&format!("neighbours: p99 {one:.2} ms alone, {other:.2} ms beside the flood  {what}"));
                     alone.push(one);
@@ -83,16 +102,15 @@ pub async fn run(rounds: usize, duration: Duration) -> Neighbours {
 
 fn both(
     program: &Path,
-    server: &Server,
+    url: &str,
     targets: &[Target],
     request: &Request,
     duration: Duration,
 ) -> Result<(f64, f64), String> {
-    let quiet = || steady::at_rate(program, &server.url, &targets[0], request, RATE, duration).map(|(_, p99)| p99);
+    let quiet = || steady::at_rate(program, url, &targets[0], request, RATE, duration).map(|(_, p99)| p99);
     let alone = quiet()?;
     // The flood lasts longer than what is measured in it.
-    let flood =
-        || load::run(&server.url, &targets[1..], Spread::Even, request, FLOOD, duration + Duration::from_secs(2));
+    let flood = || load::run(url, &targets[1..], Spread::Even, request, FLOOD, duration + Duration::from_secs(2));
     let (flood, beside) = std::thread::scope(|scope| {
         let flood = scope.spawn(flood);
         std::thread::sleep(Duration::from_secs(1));
