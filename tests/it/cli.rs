@@ -131,8 +131,18 @@ impl Running {
     fn interrupt(mut self) -> Vec<String> {
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+        let mut rest = Vec::new();
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => rest.push(line),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    panic!("Ctrl-C did not end it; a script's background job ignores it, and so does what that starts")
+                }
+            }
+        }
         self.process.wait().expect("it ends");
-        std::iter::from_fn(|| self.lines.recv().ok()).collect()
+        rest
     }
 }
 
