@@ -20,6 +20,8 @@ pub const ADMIN: &str = "test-admin-key-0123456789-abcdefghijklmnop";
 
 /// Connections that the tests' client keeps open to a server.
 pub const IDLE_CONNECTIONS: usize = 128;
+/// How long it keeps them: less than the minute after which the server closes them, so that no request meets that.
+const IDLE: Duration = Duration::from_secs(30);
 /// The file in the data folder that a log is kept in.
 const LOG: &str = "log.jsonl";
 
@@ -112,7 +114,8 @@ impl Server {
     pub fn start_on(setup: Setup, data: std::sync::Arc<TempDir>) -> Self {
         // The client asks for it also where it never speaks TLS; a second installation changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().pool_max_idle_per_host(IDLE_CONNECTIONS).build().expect("a client");
+        let http = reqwest::Client::builder().pool_max_idle_per_host(IDLE_CONNECTIONS).pool_idle_timeout(IDLE);
+        let http = http.build().expect("a client");
         let (process, url) = spawn(&setup, data.path());
         Self { url, http, data, setup, process: Mutex::new(process) }
     }
