@@ -21,7 +21,7 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params, 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::effects::row::{Key, Range, Row, Value};
-use crate::effects::set::{Compute, Datum, Facts, Op, Set, Statement, Tag, Verdict};
+use crate::effects::set::{Compute, Datum, Facts, Op, Set, Statement, Tag, Verdict, Write};
 use crate::effects::{Batching, Breaks, Store, refusal};
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
@@ -490,14 +490,16 @@ type Overlay<'k> = BTreeMap<(&'k TenantId, &'k Key), Option<(Value, u64, Option<
 fn apply(connection: &Connection, sets: &[Set], breaks: Breaks) -> Result<Vec<Verdict>> {
     let mut heads = heads(connection, sets)?;
 
-    // One look at every row that is written, or that a set read from an older state.
+    // One look at every row that is written, but for one that is put where nothing is counted, or that a set read from an
+    // older state.
     let mut olds: HashMap<(&TenantId, &Key), Old> = HashMap::new();
     let mut looked: HashSet<(&TenantId, &Key)> = HashSet::new();
     for set in sets {
         let tenant = set.scope.id();
         let stale = set.tag != heads.get(tenant).map(|head| head.tag);
         let read = set.facts.reads.iter().filter(|_| stale).map(|read| &read.key);
-        for key in set.writes.iter().map(|write| &write.key).chain(read) {
+        let counts = |write: &&Write| write.key.space.charged() || !matches!(write.op, Op::Put { .. });
+        for key in set.writes.iter().filter(counts).map(|write| &write.key).chain(read) {
             if looked.insert((tenant, key))
                 && let Some(old) = old_of(connection, tenant, key)?
             {
