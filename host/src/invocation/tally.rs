@@ -111,7 +111,7 @@ impl Tally {
     /// Write all that waits. What cannot be written now waits for the next flush.
     pub async fn flush(&self) {
         let _one_at_a_time = self.0.flushing.lock().await;
-        let (sums, records) = {
+        let (sums, mut records) = {
             let mut state = self.state();
             // Samples of past seconds only take memory.
             if state.sampled.len() > RECENT {
@@ -119,28 +119,33 @@ impl Tally {
             }
             (std::mem::take(&mut state.sums), std::mem::take(&mut state.records))
         };
+        // A tenant's first records go with its first sum: where many tenants are called now and then, a set for each of both
+        // would be most of what the node does.
+        let mut sets = Vec::with_capacity(sums.len());
+        for ((tenant, ..), (scope, sum)) in sums {
+            let with = records.get_mut(&tenant).map_or_else(Vec::new, |(_, waiting)| first(waiting));
+            sets.push((scope, Some(sum), with));
+        }
+        for (scope, mut waiting) in records.into_values() {
+            while !waiting.is_empty() {
+                sets.push((scope.clone(), None, first(&mut waiting)));
+            }
+        }
         // All at once, so that they share the committer's batches.
-        let records = records.into_values().flat_map(|(scope, waiting)| {
-            let sets: Vec<_> = waiting.chunks(RECORDS_A_SET).map(<[_]>::to_vec).collect();
-            sets.into_iter().map(move |some| (scope.clone(), some))
-        });
-        join_all(records.map(|(scope, some)| async move {
-            if let Err(error) = self.write(&scope, None, &some).await {
-                tracing::warn!(tenant = ?scope.id(), %error, records = some.len(), "records of invocations were lost");
-            }
-        }))
-        .await;
-        join_all(sums.into_iter().map(|(place, (scope, sum))| async move {
-            let Err(error) = self.write(&scope, Some(sum.clone()), &[]).await else { return };
-            // A tenant that is gone is billed no more; anything else is tried again.
-            if error.code() == "not_found" {
-                return;
-            }
-            tracing::warn!(tenant = ?place.0, %error, "usage could not be written; it waits for the next flush");
-            let mut state = self.state();
-            state.sums.entry(place).and_modify(|(_, later)| later.merge(&sum)).or_insert((scope, sum));
-        }))
-        .await;
+        join_all(sets.into_iter().map(|(scope, sum, records)| self.write_or_keep(scope, sum, records))).await;
+    }
+
+    async fn write_or_keep(&self, scope: TenantScope, sum: Option<Compute>, records: Vec<Recorded>) {
+        let Err(error) = self.write(&scope, sum.clone(), &records).await else { return };
+        // A tenant that is gone is billed no more; anything else is tried again.
+        if error.code() == "not_found" {
+            return;
+        }
+        tracing::warn!(tenant = ?scope.id(), %error, records = records.len(),
+            "usage could not be written and waits for the next flush; records of invocations were lost");
+        if let Some(sum) = sum {
+            self.count(&scope, sum);
+        }
     }
 
     async fn write(&self, scope: &TenantScope, sum: Option<Compute>, records: &[Recorded]) -> Result<()> {
@@ -148,12 +153,23 @@ impl Tally {
         for (record, log) in records {
             invocations::record(&mut effects, record, log)?;
         }
-        // The row tells after a lost connection whether the sum was counted.
-        let marker = FLUSHES.key(id::new().into_bytes());
-        effects.put(marker.clone(), Vec::new(), Some(effects.now_ms() + MARKER_MS))?;
+        // A row that tells after a lost connection whether the sum was counted.
+        let marker = match records.first() {
+            Some((record, _)) => invocations::key(&record.id)?,
+            None => {
+                let marker = FLUSHES.key(id::new().into_bytes());
+                effects.put(marker.clone(), Vec::new(), Some(effects.now_ms() + MARKER_MS))?;
+                marker
+            }
+        };
         match self.0.shard.commit(effects.into_set(Some(marker), sum)).await? {
             Verdict::Refused(error) => Err(error),
             Verdict::Committed { .. } | Verdict::Conflict { .. } => Ok(()),
         }
     }
+}
+
+/// The first of these that fit into a set.
+fn first(waiting: &mut Vec<Recorded>) -> Vec<Recorded> {
+    waiting.drain(..waiting.len().min(RECORDS_A_SET)).collect()
 }
