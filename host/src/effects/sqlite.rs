@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::effects::row::{Key, Range, Row, Value};
 use crate::effects::set::{Compute, Datum, Facts, Op, Set, Statement, Tag, Verdict, Write};
 use crate::effects::{Batching, Breaks, Store, refusal};
+use crate::kernel::cache::Changes;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
 
@@ -50,6 +51,7 @@ pub(crate) struct SqliteStore {
     writer: Mutex<Connection>,
     readers: Readers,
     checkpoints: Arc<Checkpoints>,
+    changes: Changes,
 }
 
 /// A connection with the settings that every connection to the file has.
@@ -230,8 +232,10 @@ impl Checkpoints {
 
 impl SqliteStore {
     /// Open the file, which `kernel::db` has migrated.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    /// The file's rows; what `changes` counts are changes of its directory.
+    pub(crate) fn open(path: &Path, changes: Changes) -> Result<Self> {
         Ok(Self {
+            changes,
             writer: Mutex::new(connect(path)?),
             readers: Readers::open(path)?,
             checkpoints: Arc::new(Checkpoints::open(path)?),
@@ -356,6 +360,9 @@ impl Store for SqliteStore {
                 }
                 verdicts
             };
+            if sets.iter().any(|set| !set.statements.is_empty()) {
+                self.changes.one_more();
+            }
             if !breaks.checkpoint {
                 self.checkpoints.look();
             }
@@ -646,14 +653,14 @@ fn invalid(
 }
 
 /// Changes of one set, and by how much they change the bytes that the quota counts.
-type Changes<'s> = (Vec<(&'s Key, Option<(Value, Option<i64>)>)>, i64);
+type Staged<'s> = (Vec<(&'s Key, Option<(Value, Option<i64>)>)>, i64);
 
 fn stage<'s>(
     set: &'s Set,
     head: &Head,
     olds: &HashMap<(&TenantId, &Key), Old>,
     overlay: &Overlay<'_>,
-) -> Result<Changes<'s>> {
+) -> Result<Staged<'s>> {
     let tenant = set.scope.id();
     let mut changes = Vec::with_capacity(set.writes.len());
     let mut delta: i64 = 0;

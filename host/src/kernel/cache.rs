@@ -7,14 +7,50 @@
 use std::borrow::Borrow;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::kernel::error::Result;
+
+/// How long an entry stands at most of which it is known that nothing has changed.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// The map. Clones share it.
 pub(crate) struct Cache<K, V>(Arc<Entries<K, V>>);
 
 struct Entries<K, V> {
-    map: quick_cache::sync::Cache<K, (V, Option<Instant>)>,
+    map: quick_cache::sync::Cache<K, (V, Option<Read>)>,
     life: Option<Duration>,
+    changes: Changes,
+}
+
+/// When an entry was read, and how many changes had been made before.
+#[derive(Clone, Copy)]
+struct Read {
+    at: Instant,
+    changes: Option<u64>,
+}
+
+/// A count of the changes of what entries are read from; none where other processes change it as well.
+#[derive(Clone, Default)]
+pub(crate) struct Changes(Option<Arc<AtomicU64>>);
+
+impl Changes {
+    /// A count that begins.
+    pub(crate) fn counted() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    /// Something may have changed: to be said when whoever reads sees it.
+    pub(crate) fn one_more(&self) {
+        if let Some(count) = &self.0 {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn count(&self) -> Option<u64> {
+        self.0.as_ref().map(|count| count.load(Ordering::SeqCst))
+    }
 }
 
 impl<K, V> Clone for Cache<K, V> {
@@ -26,12 +62,21 @@ impl<K, V> Clone for Cache<K, V> {
 impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
     /// A map of about so many entries: it has parts, each of which rounds up.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self(Arc::new(Entries { map: quick_cache::sync::Cache::new(capacity), life: None }))
+        Self::with(capacity, None, Changes::default())
     }
 
     /// A map of so many entries, each of which is forgotten so long after it was put in.
     pub(crate) fn forgetting(capacity: usize, life: Duration) -> Self {
-        Self(Arc::new(Entries { map: quick_cache::sync::Cache::new(capacity), life: Some(life) }))
+        Self::with(capacity, Some(life), Changes::default())
+    }
+
+    /// The same, but what was read with [`Self::get_or_read`] stands until something changes, a minute at most.
+    pub(crate) fn following(capacity: usize, life: Duration, changes: Changes) -> Self {
+        Self::with(capacity, Some(life), changes)
+    }
+
+    fn with(capacity: usize, life: Option<Duration>, changes: Changes) -> Self {
+        Self(Arc::new(Entries { map: quick_cache::sync::Cache::new(capacity), life, changes }))
     }
 
     /// The entry of a key.
@@ -40,8 +85,30 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let (value, end) = self.0.map.get(key)?;
-        end.is_none_or(|end| Instant::now() < end).then_some(value)
+        let (value, read) = self.0.map.get(key)?;
+        read.is_none_or(|read| self.stands(read)).then_some(value)
+    }
+
+    fn stands(&self, read: Read) -> bool {
+        let age = read.at.elapsed();
+        self.0.life.is_none_or(|life| age < life)
+            || age < LONGEST && read.changes.is_some() && read.changes == self.0.changes.count()
+    }
+
+    /// The entry of a key, read if there is none.
+    pub(crate) async fn get_or_read<Q>(&self, key: &Q, read: impl AsyncFnOnce() -> Result<V>) -> Result<V>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        if let Some(known) = self.get(key) {
+            return Ok(known);
+        }
+        // Counted before it is read: a change that is seen meanwhile only has it read once more.
+        let changes = self.0.changes.count();
+        let value = read().await?;
+        self.0.map.insert(key.to_owned(), (value.clone(), Some(Read { at: Instant::now(), changes })));
+        Ok(value)
     }
 
     /// The entry of a key, made if there is none: once, however many ask at the same time.
@@ -53,7 +120,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
 
     /// Put an entry in.
     pub(crate) fn insert(&self, key: K, value: V) {
-        self.0.map.insert(key, (value, self.0.life.map(|life| Instant::now() + life)));
+        let read = self.0.life.map(|_| Read { at: Instant::now(), changes: None });
+        self.0.map.insert(key, (value, read));
     }
 
     /// Forget an entry.
@@ -95,6 +163,28 @@ mod tests {
         let brief = Cache::forgetting(10, Duration::ZERO);
         brief.insert("key".to_owned(), 1);
         assert_eq!(brief.get("key"), None);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_follows_changes_is_read_again_after_one() {
+        let changes = Changes::counted();
+        let cache = Cache::following(10, Duration::ZERO, changes.clone());
+        let read = async |value: u32| cache.get_or_read("key", async || Ok(value)).await.unwrap();
+        assert_eq!((read(1).await, read(2).await), (1, 1), "nothing has changed");
+        changes.one_more();
+        assert_eq!((read(3).await, read(4).await), (3, 3));
+        // A change that comes while it is read may have been missed by that.
+        changes.one_more();
+        let reading = async || {
+            changes.one_more();
+            Ok(5)
+        };
+        assert_eq!(cache.get_or_read("key", reading).await.unwrap(), 5);
+        assert_eq!(read(6).await, 6);
+        let others_change_it = Cache::<String, u32>::following(10, Duration::ZERO, Changes::default());
+        for value in [1, 2] {
+            assert_eq!(others_change_it.get_or_read("key", async || Ok(value)).await.unwrap(), value);
+        }
     }
 
     #[test]

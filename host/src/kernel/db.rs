@@ -11,6 +11,7 @@ use sqlx::{Any, AnyPool, ConnectOptions, Connection, Transaction};
 
 use crate::effects::sqlite::SqliteStore;
 use crate::effects::{Claims, SharedStore, postgres, postgres::PostgresStore};
+use crate::kernel::cache::Changes;
 use crate::kernel::clock::Clock;
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::TenantId;
@@ -59,6 +60,7 @@ pub struct Db {
     store: SharedStore,
     claims: Claims,
     postgres: Option<PostgresStore>,
+    changes: Changes,
     // Held while the process lives; a second process on the same file is refused.
     _lock: Option<Arc<std::fs::File>>,
 }
@@ -83,11 +85,13 @@ impl Db {
                 sqlx::migrate!("../migrations/sqlite").run(&mut connection).await.map_err(Error::internal)?;
                 connection.close().await.map_err(failed)?;
                 let url = format!("sqlite://{}", path.display());
+                let changes = Changes::counted();
                 Ok(Self {
                     pool: pool(&url).await?,
-                    store: Arc::new(SqliteStore::open(path)?),
+                    store: Arc::new(SqliteStore::open(path, changes.clone())?),
                     claims: Claims::in_process(),
                     postgres: None,
+                    changes,
                     _lock: Some(Arc::new(lock)),
                 })
             }
@@ -98,6 +102,7 @@ impl Db {
                     claims: Claims::in_postgres(store.pool().clone()),
                     store: Arc::new(store.clone()),
                     postgres: Some(store),
+                    changes: Changes::default(),
                     _lock: None,
                 })
             }
@@ -112,6 +117,11 @@ impl Db {
     /// Who is working on which request.
     pub fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// The changes of tenants, plans and keys, counted where no other process makes any.
+    pub(crate) fn changes(&self) -> Changes {
+        self.changes.clone()
     }
 
     /// Whether other processes may share this database.

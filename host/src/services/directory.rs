@@ -19,7 +19,9 @@ use crate::kernel::tenant::{Plan, TenantId, TenantScope};
 /// How long a node may act on what it has read: a revoked key or changed plan holds this long elsewhere.
 pub const FRESH: Duration = Duration::from_secs(2);
 /// Tenants whose scope is kept in memory.
-const CACHED: usize = 10_000;
+const CACHED: usize = 20_000;
+/// Plans that are.
+const PLANS: usize = 1_000;
 /// Characters of a tenant's name: it has to fit into a host name's label.
 const NAME_LENGTH: usize = 63;
 
@@ -96,12 +98,12 @@ impl Directory {
     /// The directory in this database.
     pub fn new(db: Db) -> Self {
         Self {
-            db,
             // No tenant has an empty name.
             platform: TenantScope::mint(TenantId::from_row(PLATFORM), String::new(), Arc::default()),
-            by_name: Cache::forgetting(CACHED, FRESH),
-            by_id: Cache::forgetting(CACHED, FRESH),
-            plans: Cache::forgetting(1_000, FRESH),
+            by_name: Cache::following(CACHED, FRESH, db.changes()),
+            by_id: Cache::following(CACHED, FRESH, db.changes()),
+            plans: Cache::following(PLANS, FRESH, db.changes()),
+            db,
         }
     }
 
@@ -139,14 +141,11 @@ impl Directory {
         if check_name(name).is_err() {
             return Ok(None);
         }
-        let row = sqlx::query("select id, name, plan from tenants where name = $1")
-            .bind(name)
-            .fetch_optional(self.db.directory())
-            .await
-            .map_err(failed)?;
-        let scope = self.scope_of(row).await?;
-        self.by_name.insert(name.into(), scope.clone());
-        Ok(scope)
+        let read = async || {
+            let row = sqlx::query("select id, name, plan from tenants where name = $1").bind(name);
+            self.scope_of(row.fetch_optional(self.db.directory()).await.map_err(failed)?).await
+        };
+        self.by_name.get_or_read(name, read).await
     }
 
     /// The scope of the tenant that a row names.
@@ -154,17 +153,11 @@ impl Directory {
         if id.as_str() == PLATFORM {
             return Ok(Some(self.platform.clone()));
         }
-        if let Some(known) = self.by_id.get(id) {
-            return Ok(known);
-        }
-        let row = sqlx::query("select id, name, plan from tenants where id = $1")
-            .bind(id.as_str())
-            .fetch_optional(self.db.directory())
-            .await
-            .map_err(failed)?;
-        let scope = self.scope_of(row).await?;
-        self.by_id.insert(id.clone(), scope.clone());
-        Ok(scope)
+        let read = async || {
+            let row = sqlx::query("select id, name, plan from tenants where id = $1").bind(id.as_str());
+            self.scope_of(row.fetch_optional(self.db.directory()).await.map_err(failed)?).await
+        };
+        self.by_id.get_or_read(id, read).await
     }
 
     async fn scope_of(&self, row: Option<sqlx::any::AnyRow>) -> Result<Option<TenantScope>> {
@@ -267,26 +260,19 @@ impl Directory {
 
     /// A plan by its name. The plan `free` exists without having been stored.
     pub async fn plan(&self, name: &str) -> Result<Arc<Plan>> {
-        if let Some(known) = self.plans.get(name) {
-            return Ok(known);
-        }
         let none =
             || Error::new(Kind::Invalid, "no_such_plan", "there is no plan of this name; GET /v1/plans lists them");
-        // A name that cannot exist may be no text to the database.
-        check_name(name).map_err(|_| none())?;
-        let row = sqlx::query("select body from plans where name = $1")
-            .bind(name)
-            .fetch_optional(self.db.directory())
-            .await
-            .map_err(failed)?;
-        let plan = match row {
-            Some(row) => plan_of(&row)?,
-            None if name == Plan::default().name => Plan::default(),
-            None => return Err(none()),
+        let read = async || {
+            // A name that cannot exist may be no text to the database.
+            check_name(name).map_err(|_| none())?;
+            let row = sqlx::query("select body from plans where name = $1").bind(name);
+            match row.fetch_optional(self.db.directory()).await.map_err(failed)? {
+                Some(row) => Ok(Arc::new(plan_of(&row)?)),
+                None if name == Plan::default().name => Ok(Arc::default()),
+                None => Err(none()),
+            }
         };
-        let plan = Arc::new(plan);
-        self.plans.insert(name.into(), plan.clone());
-        Ok(plan)
+        self.plans.get_or_read(name, read).await
     }
 
     /// All plans, by name.
@@ -347,4 +333,26 @@ fn tenant_of(row: &sqlx::any::AnyRow) -> Result<Tenant> {
 
 fn plan_of(row: &sqlx::any::AnyRow) -> Result<Plan> {
     serde_json::from_str(&column::<String>(row, "body")?).map_err(Error::internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effects::Space;
+    use crate::services::testing::Bench;
+
+    #[tokio::test]
+    async fn what_was_read_stands_until_the_directory_changes() {
+        let bench = Bench::new().await;
+        let directory = Directory::new(bench.db.clone());
+        let read = Cache::following(1, Duration::ZERO, bench.db.changes());
+        let read = async |n: u32| read.get_or_read("what was read", async || Ok(n)).await.unwrap();
+        assert_eq!(read(1).await, 1);
+        let own = async |effects: &mut Effects| effects.put(Space::named("kv/c").key("k"), "v", None);
+        bench.run(own).await.unwrap();
+        assert_eq!(read(2).await, 1, "what a tenant commits for itself is not the directory's");
+        let create = async |effects: &mut Effects| directory.create(effects, "globex", "free").await;
+        bench.shard.transact(directory.platform(), create).await.unwrap();
+        assert_eq!(read(3).await, 3);
+    }
 }

@@ -148,11 +148,11 @@ impl Keys {
     /// The keys in this database, digested under this master key.
     pub fn new(db: Db, clock: Clock, master: Master) -> Self {
         Self {
-            db,
             clock,
             digester: master.digester("api-key", None),
             master,
-            known: Cache::forgetting(KNOWN, FRESH),
+            known: Cache::following(KNOWN, FRESH, db.changes()),
+            db,
             valid: Idle::builder().max_capacity(KNOWN as u64).time_to_idle(REMEMBERED).build(),
         }
     }
@@ -341,17 +341,10 @@ impl Keys {
     }
 
     async fn find(&self, id: &str) -> Result<Option<Arc<Stored>>> {
-        if let Some(known) = self.known.get(id) {
-            return Ok(known);
-        }
-        let row = sqlx::query("select tenant_id, digest, scopes from api_keys where id = $1")
-            .bind(id)
-            .fetch_optional(self.db.directory())
-            .await
-            .map_err(failed)?;
-        let stored = match row {
-            None => None,
-            Some(row) => Some(Arc::new(Stored {
+        let read = async || {
+            let row = sqlx::query("select tenant_id, digest, scopes from api_keys where id = $1").bind(id);
+            let Some(row) = row.fetch_optional(self.db.directory()).await.map_err(failed)? else { return Ok(None) };
+            Ok(Some(Arc::new(Stored {
                 principal: Arc::new(Principal {
                     key: id.to_owned(),
                     tenant: column::<Option<String>>(&row, "tenant_id")?.map(|id| TenantId::from_row(&id)),
@@ -359,10 +352,9 @@ impl Keys {
                 }),
                 digest: column(&row, "digest")?,
                 presented: AtomicBool::new(false),
-            })),
+            })))
         };
-        self.known.insert(id.to_owned(), stored.clone());
-        Ok(stored)
+        self.known.get_or_read(id, read).await
     }
 }
 

@@ -12,7 +12,7 @@ use crate::kernel::tenant::{Plan, TenantId, TenantScope};
 pub(crate) struct Bench {
     pub(crate) shard: Shard,
     pub(crate) scope: TenantScope,
-    db: Db,
+    pub(crate) db: Db,
     _folder: tempfile::TempDir,
 }
 
