@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PREPARED: usize = 64;
 /// KiB of pages that a connection keeps in memory: the inner pages of an index of ten million keys.
 const CACHE_KIB: i64 = 8 << 10;
-/// A read of keys that takes longer had to wait for the disk.
+/// A read of keys that takes longer, and for which the disk was read, had to wait for it.
 const SLOW: Duration = Duration::from_millis(2);
 /// How long reads stay off the caller's thread after that.
 const SLOW_FOR: Duration = Duration::from_secs(1);
@@ -127,9 +127,10 @@ impl Readers {
             return self.elsewhere(read).await;
         }
         let mut reader = self.take().await?;
-        let before = Instant::now();
+        let (before, blocks) = (Instant::now(), blocks_read());
         let found = read(&mut reader);
-        if before.elapsed() > SLOW {
+        // A thread that lost its processor for a while says nothing about the disk.
+        if before.elapsed() > SLOW && (blocks.is_none() || blocks < blocks_read()) {
             self.0.slow_until_ms.store(millis(now + SLOW_FOR), Ordering::Relaxed);
         }
         found
@@ -143,6 +144,18 @@ impl Readers {
         let mut reader = self.take().await?;
         tokio::task::spawn_blocking(move || read(&mut reader)).await.map_err(Error::internal)?
     }
+}
+
+/// What this thread has read from disks so far, where the system counts that.
+#[cfg(target_os = "linux")]
+fn blocks_read() -> Option<i64> {
+    use nix::sys::resource::{UsageWho, getrusage};
+    getrusage(UsageWho::RUSAGE_THREAD).ok().map(|used| used.block_reads())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn blocks_read() -> Option<i64> {
+    None
 }
 
 fn millis(time: Duration) -> u64 {
@@ -231,8 +244,7 @@ impl Checkpoints {
 }
 
 impl SqliteStore {
-    /// Open the file, which `kernel::db` has migrated.
-    /// The file's rows; what `changes` counts are changes of its directory.
+    /// Open the file, which `kernel::db` has migrated; `changes` counts the commits that change its directory.
     pub(crate) fn open(path: &Path, changes: Changes) -> Result<Self> {
         Ok(Self {
             changes,
@@ -790,4 +802,52 @@ fn write_due(connection: &Connection, due: &BTreeMap<&TenantId, i64>) -> Result<
         statement.execute(params![tenant.as_str(), due_at_ms]).map_err(failed)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::thread;
+
+    use super::*;
+
+    fn readers() -> (tempfile::TempDir, Readers) {
+        let folder = tempfile::tempdir().unwrap();
+        let readers = Readers::open(&folder.path().join("rows")).unwrap();
+        (folder, readers)
+    }
+
+    async fn is_read_here(readers: &Readers) -> bool {
+        readers.here(|_| Ok(thread::current().id())).await.unwrap() == thread::current().id()
+    }
+
+    #[tokio::test]
+    async fn reads_stay_here_after_one_that_took_long_for_another_reason_than_the_disk() {
+        let (_folder, readers) = readers();
+        let slow = |_: &mut Connection| {
+            thread::sleep(2 * SLOW);
+            Ok(())
+        };
+        readers.here(slow).await.unwrap();
+        assert!(is_read_here(&readers).await);
+    }
+
+    #[tokio::test]
+    async fn reads_go_elsewhere_after_one_that_waited_for_the_disk() {
+        let (folder, readers) = readers();
+        let path = folder.path().join("not in memory");
+        let mut file = std::fs::File::create_new(&path).unwrap();
+        file.write_all(&[7; 1 << 20]).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let slow = move |_: &mut Connection| {
+            let before = blocks_read();
+            std::fs::File::open(path).unwrap().read_to_end(&mut Vec::new()).unwrap();
+            thread::sleep(2 * SLOW);
+            Ok(before < blocks_read())
+        };
+        // A folder in memory is no disk.
+        let from_disk = readers.here(slow).await.unwrap();
+        assert_eq!(is_read_here(&readers).await, !from_disk);
+    }
 }
