@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, SqliteConnection};
 
 use crate::bare;
+use crate::chart::{self, Curve};
 use crate::child;
 use crate::goals::{self, Goal};
 use crate::kit::guests::numbered;
@@ -18,14 +19,23 @@ use crate::kit::server::Server;
 use crate::load::{self, RANDOM, Request, Spread, Target};
 use crate::say;
 
+/// What the curves show.
+pub const CURVES: &str = "Microseconds of the server's CPU a request, as tenants and keys become many";
 /// Connections of the loads.
 const CONNECTIONS: u32 = 32;
 /// How long it may take until idle programs are unmapped, twice what the server says.
 const IDLE: Duration = Duration::from_secs(240);
 
+/// Calls of one tenant's plugin each, of so many.
+const TENANTS: &str = "hello world, tenants";
+/// Calls of one tenant's plugin that read and write keys at random, of so many: the bodies.
+const KEYS: [(&str, &str); 2] =
+    [("two reads, keys", r#"{"reads":["@","@"]}"#), ("a read and a write, keys", r#"{"reads":["@"],"write":"@"}"#)];
+
 /// What one load at one size showed.
 struct Point {
-    what: String,
+    load: &'static str,
+    size: u64,
     per_second: f64,
     of_bare: f64,
     cpu_us: f64,
@@ -33,19 +43,27 @@ struct Point {
     resident_mib: f64,
 }
 
-/// All of it, as Markdown.
-pub async fn run(tenants: usize, keys: u64, rounds: usize, duration: Duration) -> String {
+/// What was found, as Markdown, and its curves.
+pub async fn run(tenants: usize, keys: u64, rounds: usize, duration: Duration) -> (String, String) {
     let bare = bare::start().expect("the yardstick starts");
     let mut goals = Vec::new();
-    let of_tenants = of_tenants(&bare, tenants, rounds, duration, &mut goals).await;
-    let of_keys = of_keys(&bare, keys, rounds, duration, &mut goals).await;
-    format!("## Goals\n\n{}\n## Measured\n\n{of_tenants}{of_keys}", goals::markdown(&goals))
+    let mut points = Vec::new();
+    let of_tenants = of_tenants(&bare, tenants, rounds, duration, &mut goals, &mut points).await;
+    let of_keys = of_keys(&bare, keys, rounds, duration, &mut goals, &mut points).await;
+    let curve = |load: &'static str| {
+        let of = points.iter().filter(|point| point.load == load);
+        Curve { name: load, points: of.map(|point| (point.size, point.cpu_us)).collect() }
+    };
+    let curves: Vec<Curve> = std::iter::once(TENANTS).chain(KEYS.map(|(load, _)| load)).map(curve).collect();
+    let text = format!("## Goals\n\n{}\n## Measured\n\n{of_tenants}{of_keys}", goals::markdown(&goals));
+    (text, chart::curves(CURVES, &curves))
 }
 
-/// How many times as much CPU the last of these takes as the first.
-fn growth<'p>(mut points: impl Iterator<Item = &'p Point>) -> Option<f64> {
-    let first = points.next()?;
-    Some(points.last()?.cpu_us / first.cpu_us)
+/// How many times as much CPU the last of a load's sizes takes as the first.
+fn growth(points: &[Point], load: &str) -> Option<f64> {
+    let mut of = points.iter().filter(|point| point.load == load);
+    let first = of.next()?;
+    Some(of.next_back()?.cpu_us / first.cpu_us)
 }
 
 /// Sizes up to the last one, ten times as large each.
@@ -62,11 +80,11 @@ async fn of_tenants(
     rounds: usize,
     duration: Duration,
     goals: &mut Vec<Goal>,
+    points: &mut Vec<Point>,
 ) -> String {
     let mut server = Server::start();
     server.unlimited().await;
     let mut targets = Vec::new();
-    let mut points = Vec::new();
     for size in sizes(1, tenants as u64) {
         while targets.len() < size as usize {
             targets.push(tenant(&server, targets.len()).await);
@@ -75,7 +93,7 @@ async fn of_tenants(
             }
         }
         let request = Request::get(&targets[0].path).answers(bare::HELLO);
-        points.push(point(format!("tenants: {size}"), bare, &server, &targets, &request, rounds, duration).await);
+        points.push(point(TENANTS, size, bare, &server, &targets, &request, rounds, duration));
     }
 
     server.kill();
@@ -105,9 +123,9 @@ async fn of_tenants(
         Goal::at_most("start with all tenants", 5.0, "s", Some(ready.as_secs_f64())),
         Goal::at_most("memory of a plugin that is idle", 64.0, "KiB", Some(kib(left_mib))),
         Goal::at_least("hello world of all tenants, under a Zipf spread", 0.30, "of bare axum", last),
-        Goal::at_most("CPU a request, all tenants", 1.5, "times one tenant", growth(points.iter())),
+        Goal::at_most("CPU a request, all tenants", 1.5, "times one tenant", growth(points, TENANTS)),
     ]);
-    let mut text = format!("### Tenants, each with a plugin of its own\n\n{}\n", table(&points));
+    let mut text = format!("### Tenants, each with a plugin of its own\n\n{}\n", table(points));
     text += &format!(
         "After a restart with {} tenants: ready after {:.0} ms, {idle_mib:.0} MiB and {open} descriptors. The first answer of a \
          plugin takes {:.2} ms at the median and {:.2} ms at the 99th of 100; with each of them called just now the process has \
@@ -157,7 +175,15 @@ async fn patiently(request: impl Fn() -> RequestBuilder) -> Value {
     }
 }
 
-async fn of_keys(bare: &child::Server, keys: u64, rounds: usize, duration: Duration, goals: &mut Vec<Goal>) -> String {
+async fn of_keys(
+    bare: &child::Server,
+    keys: u64,
+    rounds: usize,
+    duration: Duration,
+    goals: &mut Vec<Goal>,
+    points: &mut Vec<Point>,
+) -> String {
+    let before = points.len();
     let mut server = Server::start();
     server.unlimited().await;
     let acme = server.tenant("acme").await;
@@ -165,27 +191,23 @@ async fn of_keys(bare: &child::Server, keys: u64, rounds: usize, duration: Durat
     let key = acme.key.clone();
     patiently(|| acme.call(Method::POST, "guest-work", "/").json(&json!({ "write": "000000000000" }))).await;
     let targets = vec![Target { path: "/t/acme/guest-work/".into(), key }];
-    let mut points = Vec::new();
     for size in sizes(1_000, keys) {
         server.kill();
         say(&format!("writing {size} keys"));
         fill(&server, size).await;
         server.crash_and_restart();
-        for (what, body) in [
-            ("two reads", format!(r#"{{"reads":["{RANDOM}","{RANDOM}"]}}"#)),
-            ("a read and a write", format!(r#"{{"reads":["{RANDOM}"],"write":"{RANDOM}"}}"#)),
-        ] {
+        for (load, body) in KEYS {
+            let body = body.replace('@', RANDOM);
             let request = Request { random_below: size, ..Request::post(&targets[0].path, body) };
-            let what = format!("keys: {size}, {what} at random");
-            points.push(point(what, bare, &server, &targets, &request, rounds, duration).await);
+            points.push(point(load, size, bare, &server, &targets, &request, rounds, duration));
         }
     }
-    let of = |what: &'static str| growth(points.iter().filter(move |point| point.what.contains(what)));
+    let [reads, writes] = KEYS.map(|(load, _)| growth(points, load));
     goals.extend([
-        Goal::at_most("CPU of two reads, all keys", 3.0, "times 1,000 keys", of("two reads")),
-        Goal::at_most("CPU of a read and a write, all keys", 3.0, "times 1,000 keys", of("a read and a write")),
+        Goal::at_most("CPU of two reads, all keys", 3.0, "times 1,000 keys", reads),
+        Goal::at_most("CPU of a read and a write, all keys", 3.0, "times 1,000 keys", writes),
     ]);
-    format!("### Keys of one tenant, SQLite\n\n{}\n", table(&points))
+    format!("### Keys of one tenant, at random, SQLite\n\n{}\n", table(&points[before..]))
 }
 
 /// Let there be so many entries.
@@ -204,8 +226,10 @@ async fn fill(server: &Server, size: u64) {
     assert!(there as u64 >= size, "{there} rows are fewer than {size}");
 }
 
-async fn point(
-    what: String,
+#[expect(clippy::too_many_arguments, reason = "all of a measurement")]
+fn point(
+    load: &'static str,
+    size: u64,
     bare: &child::Server,
     server: &Server,
     targets: &[Target],
@@ -213,6 +237,7 @@ async fn point(
     rounds: usize,
     duration: Duration,
 ) -> Point {
+    let what = format!("{load}: {size}");
     let hello = [Target { path: "/".into(), key: targets[0].key.clone() }];
     let yardstick = Request::get("/").answers(bare::HELLO);
     let mut found = Vec::new();
@@ -231,16 +256,17 @@ async fn point(
     }
     found.sort_unstable_by(|one, other| one.0.total_cmp(&other.0));
     let (of_bare, per_second, cpu_us, p99_ms) = found[found.len() / 2];
-    Point { what, per_second, of_bare, cpu_us, p99_ms, resident_mib: resident_mib(server.pid()) }
+    Point { load, size, per_second, of_bare, cpu_us, p99_ms, resident_mib: resident_mib(server.pid()) }
 }
 
 fn table(points: &[Point]) -> String {
     let mut text = String::from(
-        "| size | requests/s | of bare axum | CPU us a request | p99 ms | resident MiB |\n|---|--:|--:|--:|--:|--:|\n",
+        "| load | size | requests/s | of bare axum | CPU us a request | p99 ms | resident MiB |\n|---|--:|--:|--:|--:|--:|--:|\n",
     );
-    for Point { what, per_second, of_bare, cpu_us, p99_ms, resident_mib } in points {
-        text +=
-            &format!("| {what} | {per_second:.0} | {of_bare:.3} | {cpu_us:.1} | {p99_ms:.2} | {resident_mib:.0} |\n");
+    for Point { load, size, per_second, of_bare, cpu_us, p99_ms, resident_mib } in points {
+        text += &format!(
+            "| {load} | {size} | {per_second:.0} | {of_bare:.3} | {cpu_us:.1} | {p99_ms:.2} | {resident_mib:.0} |\n"
+        );
     }
     text
 }

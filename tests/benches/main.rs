@@ -61,8 +61,9 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     if std::env::var("CHALET_BENCH").is_ok_and(|part| part == "growth") {
         let (tenants, keys) = (setting("CHALET_BENCH_TENANTS", 1_000), setting("CHALET_BENCH_KEYS", 1_000_000));
-        let found = runtime.block_on(growth::run(tenants as usize, keys, rounds, duration));
-        return keep("growth.md", &format!("# Growth\n\n{heading}\n\n{found}"));
+        let (found, curves) = runtime.block_on(growth::run(tenants as usize, keys, rounds, duration));
+        keep("growth.svg", &curves);
+        return keep("growth.md", &format!("# Growth\n\n{heading}\n\n![{}](growth.svg)\n\n{found}", growth::CURVES));
     }
 
     let found = runtime.block_on(run(only.as_deref(), duration, rounds));
