@@ -244,7 +244,9 @@ fn point(
     for round in 0..=rounds {
         let roof = load::run(&bare.url, &hello, Spread::Even, &yardstick, CONNECTIONS, duration).expect("axum answers");
         let before = cpu(server.pid());
-        let own = load::run(&server.url, targets, Spread::Zipf, request, CONNECTIONS, duration);
+        // The first load warms up, and so reaches each of them.
+        let spread = if round == 0 { Spread::Even } else { Spread::Zipf };
+        let own = load::run(&server.url, targets, spread, request, CONNECTIONS, duration);
         let own = own.unwrap_or_else(|why| panic!("{what}: {why}"));
         let cpu_us = (cpu(server.pid()) - before).as_secs_f64() * 1e6 / own.requests as f64;
         let per_second = own.requests as f64 / own.seconds;
