@@ -102,8 +102,10 @@ pub struct Curve {
 const STROKES: [(&str, &str); 3] = [("#3f8cf0", "none"), ("#d9822b", "7 4"), ("#3a9d5d", "2 4")];
 /// What is around the field that curves are drawn in, and its height.
 const LEFT: f64 = 46.0;
-const RIGHT: f64 = 30.0;
+const RIGHT: f64 = 44.0;
 const BOTTOM: f64 = 44.0;
+/// Between the axis and the first point, for its figure.
+const INSET: f64 = 20.0;
 const FIELD: f64 = 250.0;
 
 /// Curves over sizes by powers of ten, as SVG.
@@ -115,7 +117,7 @@ pub fn curves(title: &str, curves: &[Curve]) -> String {
         [5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0].into_iter().find(|step| most / step <= 6.0).unwrap_or(1000.0);
     let top = (most / step).ceil() * step;
     let head = 40.0 + curves.len() as f64 * 18.0;
-    let x = |size: u64| LEFT + (size as f64).log10() / decades * (WIDTH - LEFT - RIGHT);
+    let x = |size: u64| LEFT + INSET + (size as f64).log10() / decades * (WIDTH - LEFT - INSET - RIGHT);
     let y = |value: f64| head + FIELD * (1.0 - value / top);
     let height = head + FIELD + BOTTOM;
     let mut text = format!(
