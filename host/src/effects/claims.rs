@@ -25,9 +25,10 @@ const HELD: usize = 65_536;
 const SCOPE_BYTES: usize = 1_024;
 
 /// What became of an attempt to claim.
-pub enum Claim {
+#[derive(Clone, Copy)]
+pub enum Claim<H = Held> {
     /// The caller works on it now.
-    Claimed(Held),
+    Claimed(H),
     /// Somebody else works on the same request.
     Running {
         /// When the other's lease ends.
@@ -51,7 +52,7 @@ pub struct Claims(Arc<Place>);
 
 enum Place {
     Process(Mutex<HashMap<(TenantId, String), Standing>>),
-    Postgres { pool: PgPool, claims: Together<Asked, Vec<Outcome>>, releases: Together<Given, ()> },
+    Postgres { pool: PgPool, claims: Together<Asked, Vec<Claim<()>>>, releases: Together<Given, ()> },
 }
 
 /// A claim of this process's.
@@ -74,13 +75,6 @@ struct Asked {
 struct Given {
     key: String,
     owner: String,
-}
-
-#[derive(Clone, Copy)]
-enum Outcome {
-    Claimed,
-    Running { retry_after: Duration },
-    Mismatch,
 }
 
 impl Claims {
@@ -122,16 +116,11 @@ impl Held {
                 claims.ask(&self.tenant, &[asked], send, |all, n| all[n]).await?
             }
         };
+        self.given.take_if(|_| !matches!(outcome, Claim::Claimed(())));
         Ok(match outcome {
-            Outcome::Claimed => Claim::Claimed(self),
-            Outcome::Running { retry_after } => {
-                self.given = None;
-                Claim::Running { retry_after }
-            }
-            Outcome::Mismatch => {
-                self.given = None;
-                Claim::Mismatch
-            }
+            Claim::Claimed(()) => Claim::Claimed(self),
+            Claim::Running { retry_after } => Claim::Running { retry_after },
+            Claim::Mismatch => Claim::Mismatch,
         })
     }
 
@@ -177,16 +166,16 @@ fn claim_here(
     standing: &Mutex<HashMap<(TenantId, String), Standing>>,
     tenant: &TenantId,
     asked: Asked,
-) -> Result<Outcome> {
+) -> Result<Claim<()>> {
     let mut standing = standing.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Instant::now();
     let Asked { given: Given { key, owner }, fingerprint, lease } = asked;
     let place = (tenant.clone(), key);
     if let Some(other) = standing.get(&place).filter(|other| other.until > now) {
         return Ok(if other.fingerprint == fingerprint {
-            Outcome::Running { retry_after: other.until - now }
+            Claim::Running { retry_after: other.until - now }
         } else {
-            Outcome::Mismatch
+            Claim::Mismatch
         });
     }
     if standing.len() >= HELD {
@@ -196,10 +185,10 @@ fn claim_here(
         return Err(Error::unavailable("overloaded", "too many requests are being worked on; try again"));
     }
     standing.insert(place, Standing { fingerprint, owner, until: now + lease });
-    Ok(Outcome::Claimed)
+    Ok(Claim::Claimed(()))
 }
 
-async fn claim_all(pool: &PgPool, tenant: &TenantId, all: &[Asked]) -> Result<Vec<Outcome>> {
+async fn claim_all(pool: &PgPool, tenant: &TenantId, all: &[Asked]) -> Result<Vec<Claim<()>>> {
     let rows = sqlx::query("select outcome, wait_ms from chalet_claim($1, $2, $3, $4, $5)")
         .bind(tenant.as_str())
         .bind(all.iter().map(|asked| &*asked.given.key).collect::<Vec<_>>())
@@ -214,12 +203,12 @@ async fn claim_all(pool: &PgPool, tenant: &TenantId, all: &[Asked]) -> Result<Ve
     }
     let outcome = |row: &PgRow| {
         Ok(match row.try_get::<i32, _>("outcome")? {
-            0 => Outcome::Claimed,
+            0 => Claim::Claimed(()),
             1 => {
                 let wait_ms: i64 = row.try_get("wait_ms")?;
-                Outcome::Running { retry_after: Duration::from_millis(wait_ms.max(0) as u64) }
+                Claim::Running { retry_after: Duration::from_millis(wait_ms.max(0) as u64) }
             }
-            _ => Outcome::Mismatch,
+            _ => Claim::Mismatch,
         })
     };
     rows.iter().map(outcome).collect::<sqlx::Result<_>>().map_err(failed)
