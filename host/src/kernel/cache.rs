@@ -70,7 +70,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
         Self::with(capacity, Some(life), Changes::default())
     }
 
-    /// The same, but what was read with [`Self::get_or_read`] stands until something changes, a minute at most.
+    /// The same, but what was read with [`Self::get_or_read`] stands longer, until something changes; a minute at most.
     pub(crate) fn following(capacity: usize, life: Duration, changes: Changes) -> Self {
         Self::with(capacity, Some(life), changes)
     }
