@@ -136,7 +136,10 @@ async fn listings_without_a_pause_hold_up_nobody_who_writes(engine: Engine) {
     for _ in 0..3 {
         let (stop, pages) = (AtomicBool::new(false), AtomicU64::new(0));
         let readers = (0..2).map(async |_| {
-            while !stop.load(Ordering::Relaxed) {
+            // Keys in turn, so that none comes above its rate.
+            let keys = join_all((0..16).map(|_| reading.mint(&["tenant:read"]))).await;
+            for key in keys.into_iter().cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+                let reading = Tenant { key, ..reading.clone() };
                 expect(reading.api(Method::GET, "/kv/c?limit=1000"), StatusCode::OK).await;
                 pages.fetch_add(1, Ordering::Relaxed);
             }
