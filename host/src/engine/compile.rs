@@ -38,8 +38,9 @@ pub const WORKER_ARGUMENT: &str = "compile-worker";
 
 /// Its argument, in debug builds, by which it gives nothing up.
 const UNCONFINED: &str = "unconfined";
-/// Wall-clock time of a job, on a machine that is busy with other things.
-const WALL: Duration = Duration::from_secs(60);
+/// Wall-clock time of a job: ten times its processor time, for a machine that is busy with other things. A worker that
+/// takes longer hangs, or its node has no time for it; neither is its tenant's fault.
+const WALL: Duration = Duration::from_secs(10 * CPU_SECONDS);
 /// Bytes of a component that a worker reads; plans allow less.
 const INPUT_BYTES: u64 = 64 << 20;
 /// Bytes of code that the node takes: about six times the largest component's.
@@ -79,6 +80,7 @@ impl From<Error> for Failed {
 pub(super) struct Compiler {
     worker: Vec<OsString>,
     breaks: Breaks,
+    wall: Duration,
     jobs: Semaphore,
     waiting: AtomicUsize,
     tenants: Keyed<TenantId>,
@@ -92,6 +94,7 @@ impl Compiler {
         Self {
             worker,
             breaks,
+            wall: WALL,
             jobs: Semaphore::new(jobs.max(1)),
             waiting: AtomicUsize::new(0),
             tenants: Keyed::default(),
@@ -162,14 +165,15 @@ impl Compiler {
             text
         };
         let talk = async { tokio::join!(write, answer(&mut output), listen) };
-        let talked = tokio::time::timeout(WALL, talk).await;
+        let talked = tokio::time::timeout(self.wall, talk).await;
         bill.settle().await;
         // It has closed its pipes or has had its time: one that still lives is of no more use. What one that is
         // dying dies of does not change.
         let _ = child.start_kill();
         let status = child.wait().await;
         let Ok(((), answered, complaints)) = talked else {
-            return Err(limit(format!("{} s", WALL.as_secs()), false));
+            tracing::warn!(limit_s = self.wall.as_secs(), "a compile worker did not end in its time and was stopped");
+            return Err(interrupted());
         };
         match answered {
             Ok(Answer { kind: COMPILED, confinement, bytes }) => Ok((bytes, confinement)),
@@ -280,23 +284,27 @@ fn death(status: &ExitStatus) -> Failed {
     use rustix::process::Signal;
     let died_of = |signal: Signal| status.signal() == Some(signal.as_raw());
     if died_of(Signal::XCPU) {
-        limit(format!("{CPU_SECONDS} s of processor time"), true)
+        limit(format!("{CPU_SECONDS} s of processor time"))
     } else if died_of(Signal::ABORT) {
-        limit(format!("{} MiB of memory", MEMORY_BYTES >> 20), true)
+        limit(format!("{} MiB of memory", MEMORY_BYTES >> 20))
     } else if died_of(Signal::SEGV) || died_of(Signal::BUS) {
-        limit("the compiler's stack".into(), true)
+        limit("the compiler's stack".into())
     } else if status.code() == Some(PANICKED) {
         let message = "the compiler failed on this component, which is a fault of the host: its log says more, and a newer one may do better";
         Error::unavailable("compile_fault", message).retry_after(FAULT_RETRY).into()
     } else {
         // Killed from outside, or something that no limit explains: the next try may succeed.
-        Error::unavailable("compile_interrupted", "the compiler was stopped before it was done; try again").into()
+        interrupted()
     }
 }
 
-fn limit(limit: String, lasting: bool) -> Failed {
+fn limit(limit: String) -> Failed {
     let message = format!("compiling the component needs more than {limit}; make its functions smaller");
-    Failed { error: Error::new(Kind::Invalid, "compile_limit", message), lasting }
+    Failed { error: Error::new(Kind::Invalid, "compile_limit", message), lasting: true }
+}
+
+fn interrupted() -> Failed {
+    Error::unavailable("compile_interrupted", "the compiler was stopped before it was done; try again").into()
 }
 
 fn overloaded() -> Error {
@@ -491,6 +499,14 @@ pub(crate) mod tests {
         assert_eq!((failed.error.code(), failed.lasting), ("compile_interrupted", false));
         let missing = compiler(vec!["/nonexistent".into()], 1);
         assert_eq!(missing.compile(&scope("a"), Bytes::new(), None).await.unwrap_err().error.code(), "internal");
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_does_not_end_is_stopped_and_is_no_fault_of_the_component() {
+        let mut compiler = compiler(vec!["/bin/sleep".into(), "3600".into()], 1);
+        compiler.wall = Duration::from_millis(100);
+        let failed = compiler.compile(&scope("a"), Bytes::new(), None).await.unwrap_err();
+        assert_eq!((failed.error.code(), failed.lasting), ("compile_interrupted", false));
     }
 
     #[tokio::test]
