@@ -7,12 +7,16 @@ use std::time::{Duration, Instant};
 
 use crate::kit::postgres::{self, Database};
 use crate::kit::proxy::Proxy;
+use crate::kit::server::{Server, Setup};
+use crate::kit::soak;
 use crate::kit::store::Bench;
 use chalet::effects::{Breaks, Claim, Effects, Key, Shard, Space, Value, Verdict};
 use chalet::kernel::clock::Clock;
 use chalet::kernel::db::{Db, Location, migrate};
 use chalet::kernel::error::Kind;
 use chalet::kernel::tenant::TenantScope;
+use futures_util::{StreamExt as _, stream};
+use reqwest::{Method, StatusCode};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 
 /// Tables with a `tenant_id` that are read before a tenant is known, or that name tenants without content.
@@ -66,6 +70,18 @@ async fn a_database_that_is_not_migrated_is_refused_with_the_way_out() {
     assert!(refused(&database.url).await.contains("chalet migrate"));
 }
 
+/// A row of a table for the tenant `$1`.
+fn inserting(table: &str) -> &'static str {
+    match table {
+        "heads" => "insert into heads (tenant_id) values ($1)",
+        "rows" => "insert into rows values ($1, 's', 'k', 'v', null, 1, null)",
+        "usage_totals" => "insert into usage_totals values ($1, 'p', 0, 1, 1, 1, 1, 1)",
+        "components" => "insert into components values ($1, 'd', 0, 'b', 0)",
+        "claims" => "insert into claims values ($1, 'c', 'f', 'o', 0, 0, 0)",
+        other => panic!("{other} is new: what is a row of it?"),
+    }
+}
+
 #[tokio::test]
 async fn without_a_tenant_the_server_s_role_sees_no_row_and_writes_none() {
     let database = postgres::database().await;
@@ -74,13 +90,8 @@ async fn without_a_tenant_the_server_s_role_sees_no_row_and_writes_none() {
     let b = chalet::effects::testing::tenant(&db, Default::default()).await.expect("a tenant");
     let mut admin = connect(&database.admin_url).await;
     for tenant in [a.id().as_str(), b.id().as_str()] {
-        for statement in [
-            "insert into rows values ($1, 's', 'k', 'v', null, 1, null)",
-            "insert into usage_totals values ($1, 'p', 0, 1, 1, 1, 1, 1)",
-            "insert into components values ($1, 'd', 0, 'b', 0)",
-            "insert into claims values ($1, 'c', 'f', 'o', 0, 0, 0)",
-        ] {
-            sqlx::query(statement).bind(tenant).execute(&mut admin).await.expect("the superuser writes");
+        for table in ["rows", "usage_totals", "components", "claims"] {
+            sqlx::query(inserting(table)).bind(tenant).execute(&mut admin).await.expect("the superuser writes");
         }
     }
     // The owner is bound as well: the security is forced.
@@ -95,6 +106,9 @@ async fn without_a_tenant_the_server_s_role_sees_no_row_and_writes_none() {
             }
             let changed = connection.execute(AssertSqlSafe(format!("delete from {table}"))).await.expect("allowed");
             assert_eq!(changed.rows_affected(), 0, "{table}");
+            let inserted = connection.execute(AssertSqlSafe(inserting(table).replace("$1", "'new'"))).await;
+            let error = inserted.expect_err("whose would it be");
+            assert!(error.to_string().contains("row-level security"), "{table}: {error}");
             let mut transaction = connection.begin().await.expect("begins");
             sqlx::query("select set_config('app.tenant', $1, true)")
                 .bind(a.id().as_str())
@@ -580,4 +594,33 @@ async fn claims_of_two_nodes_do_not_wait_for_each_other_in_a_ring() {
         }
         assert!(given >= 60 || round > 0, "{given} of 60 keys were given in the first round");
     }
+}
+
+/// Whoever loses to others too often holds them back, at the tenant's gate; if a commit of its own node waited there, nobody
+/// would go on until the database ends the holder's connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_never_waits_at_a_gate_that_it_holds() {
+    let database = postgres::database().await;
+    let server = Server::start_with(Setup::on(&database));
+    let acme = server.tenant("acme").await;
+    let mut keys = Vec::new();
+    for _ in 0..16 {
+        keys.push(acme.mint(&["tenant:write"]).await);
+    }
+    let put = async |n: usize| {
+        let request = server.anonymous(Method::PUT, "/v1/tenants/acme/kv/c/hot").bearer_auth(&keys[n % keys.len()]);
+        request.body(n.to_string()).send().await.expect("an answer").status()
+    };
+    let writes = stream::iter(0..soak::count(400)).map(put).buffer_unordered(keys.len());
+    let statuses: Vec<StatusCode> = writes.collect().await;
+    let with = |status: StatusCode| statuses.iter().filter(|one| **one == status).count();
+    println!(
+        "{} written, {} lost too often",
+        with(StatusCode::NO_CONTENT) + with(StatusCode::CREATED),
+        with(StatusCode::CONFLICT)
+    );
+    assert!(statuses.iter().all(|status| !status.is_server_error()), "{statuses:?}");
+    let mut admin = connect(&database.admin_url).await;
+    let ended = "select sessions_fatal from pg_stat_database where datname = current_database()";
+    assert_eq!(count(&mut admin, ended).await, 0, "the database ended a connection that held a gate and said nothing");
 }

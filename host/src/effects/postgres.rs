@@ -18,6 +18,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgPool, PgPoolOptions, PgRow, PgSeverity};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
+use tokio::sync::Notify;
 
 use crate::effects::row::{Key, Range, Row, Value};
 use crate::effects::set::{Compute, Datum, Facts, OUTCOME_UNKNOWN, Op, Set, Statement, Tag, Verdict};
@@ -60,37 +61,87 @@ struct Inner {
     gates: Arc<Gates>,
 }
 
-/// The tenants whose gates this node holds or waits for, and how often.
+/// Who of this node holds a tenant's gate, and who passes it. A commit that passes may have to wait in the database for
+/// whoever holds it: so that this node never waits for itself, it holds none before its own that pass have ended.
 #[derive(Default)]
-struct Gates(Mutex<HashMap<TenantId, u32>>);
+struct Gates {
+    tenants: Mutex<HashMap<TenantId, Uses>>,
+    /// Somebody who passed has ended.
+    ended: Notify,
+}
 
-/// One of them; it is given up when this is dropped.
-struct HeldGate(Arc<Gates>, TenantId);
+#[derive(Default)]
+struct Uses {
+    /// Times that it is held or waited for.
+    held: u32,
+    passing: u32,
+}
 
-impl Gates {
-    fn tenants(&self) -> MutexGuard<'_, HashMap<TenantId, u32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn held(&self, tenant: &TenantId) -> bool {
-        self.tenants().contains_key(tenant)
-    }
-
-    fn hold(self: &Arc<Self>, tenant: &TenantId) -> HeldGate {
-        *self.tenants().entry(tenant.clone()).or_default() += 1;
-        HeldGate(self.clone(), tenant.clone())
+impl Uses {
+    fn count(&mut self, kind: Use) -> &mut u32 {
+        match kind {
+            Use::Hold => &mut self.held,
+            Use::Pass => &mut self.passing,
+        }
     }
 }
 
-impl Drop for HeldGate {
+#[derive(Clone, Copy)]
+enum Use {
+    Hold,
+    Pass,
+}
+
+/// A use of a tenant's gate, until it is dropped.
+struct Used {
+    gates: Arc<Gates>,
+    tenant: TenantId,
+    kind: Use,
+}
+
+impl Gates {
+    fn tenants(&self) -> MutexGuard<'_, HashMap<TenantId, Uses>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pass the gate, unless this node holds it.
+    fn pass(self: &Arc<Self>, tenant: &TenantId) -> Option<Used> {
+        let mut tenants = self.tenants();
+        let uses = tenants.entry(tenant.clone()).or_default();
+        if uses.held > 0 {
+            return None;
+        }
+        uses.passing += 1;
+        Some(Used { gates: self.clone(), tenant: tenant.clone(), kind: Use::Pass })
+    }
+
+    /// Hold the gate, when those that pass have ended. From here on nobody else does.
+    async fn hold(self: &Arc<Self>, tenant: &TenantId) -> Used {
+        self.tenants().entry(tenant.clone()).or_default().held += 1;
+        let held = Used { gates: self.clone(), tenant: tenant.clone(), kind: Use::Hold };
+        loop {
+            // Enabled before the look, so that whoever ends in between is heard.
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.tenants().get(tenant).is_none_or(|uses| uses.passing == 0) {
+                return held;
+            }
+            ended.await;
+        }
+    }
+}
+
+impl Drop for Used {
     fn drop(&mut self) {
-        let mut tenants = self.0.tenants();
-        if let Some(times) = tenants.get_mut(&self.1) {
-            *times -= 1;
-            if *times == 0 {
-                tenants.remove(&self.1);
+        let mut tenants = self.gates.tenants();
+        if let Some(uses) = tenants.get_mut(&self.tenant) {
+            *uses.count(self.kind) -= 1;
+            if uses.held == 0 && uses.passing == 0 {
+                tenants.remove(&self.tenant);
             }
         }
+        drop(tenants);
+        self.gates.ended.notify_waiters();
     }
 }
 
@@ -484,8 +535,9 @@ impl Store for PostgresStore {
             let mut last = Error::unavailable("database_busy", "the database is too busy; try again");
             for _ in 0..TRIES {
                 let waiting: Vec<&Set> = open.iter().map(|n| &sets[*n]).collect();
-                let gated = waiting.iter().any(|set| self.0.gates.held(set.scope.id()));
-                let call = Call::of(&waiting, gated, breaks);
+                // A batch is one tenant's.
+                let passing = self.0.gates.pass(waiting[0].scope.id());
+                let call = Call::of(&waiting, passing.is_none(), breaks);
                 let not_after_ms = self.0.server.now_ms() + GOOD_FOR_MS;
                 let mut lane = match self.lane().await {
                     Ok(lane) => lane,
@@ -556,7 +608,7 @@ impl Store for PostgresStore {
     fn close_gate<'a>(&'a self, scope: &'a TenantScope) -> BoxFuture<'a, Result<Gate>> {
         async move {
             // From here on this node's own commits do not wait, also those that are no invocation's.
-            let held = self.0.gates.hold(scope.id());
+            let held = self.0.gates.hold(scope.id()).await;
             let mut lane = self.lane().await?;
             sqlx::raw_sql("begin").execute(&mut lane.connection).await.map_err(failed)?;
             sqlx::query("select chalet_close_gate($1, $2)")
@@ -906,4 +958,38 @@ fn runs(sets: &[&Set]) -> (Vec<i32>, Vec<bool>) {
         }
     }
     (run, checks)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_gate_is_held_when_nobody_of_this_node_passes_it_and_passed_when_nobody_holds_it() {
+        let gates = Arc::new(Gates::default());
+        let [one, other] = ["one", "other"].map(TenantId::from_row);
+        let (first, second) = (gates.pass(&one).expect("open"), gates.pass(&one).expect("open"));
+        let mut waiting = Box::pin(gates.hold(&one));
+        assert!(waiting.as_mut().now_or_never().is_none(), "two are on their way");
+        assert!(
+            gates.pass(&one).is_none() && gates.pass(&other).is_some(),
+            "the next do not wait, and nobody else is held"
+        );
+        drop(first);
+        assert!(waiting.as_mut().now_or_never().is_none(), "one is on its way");
+        drop(second);
+        let held = waiting.as_mut().now_or_never().expect("nobody is left");
+        assert!(gates.hold(&one).now_or_never().is_some(), "the database has them wait for each other");
+        assert!(gates.pass(&one).is_none());
+        drop(held);
+        assert!(gates.pass(&one).is_some());
+        // Whoever stops waiting holds nothing.
+        let passing = gates.pass(&one);
+        assert!(gates.hold(&one).now_or_never().is_none());
+        drop(passing);
+        assert!(gates.pass(&one).is_some());
+        assert!(gates.tenants().is_empty());
+    }
 }
