@@ -12,4 +12,5 @@ pub mod panic;
 pub mod secret;
 pub mod task;
 pub mod tenant;
+pub(crate) mod text;
 pub mod trace;

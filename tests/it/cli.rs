@@ -481,6 +481,16 @@ async fn invocations_are_listed_the_latest_first_with_what_became_of_them(engine
     assert_eq!(own("--limit 2 --json").json()["data"][1]["id"], ids[1].as_str());
     let failed = own(&ids[1]).ok();
     assert!(failed.contains("as the test wants") && failed.contains("info  a line"), "{failed}");
+    // What a guest says does nothing to the terminal that shows it.
+    acme.deploy("guest-kv").await;
+    let reason = "no\u{1b}[31m\u{202e}\n         forged\u{9b}2J";
+    let fail = json!({ "ops": [{ "op": "fail", "reason": reason }] });
+    let answer = acme.call(Method::POST, "guest-kv", "/run").json(&fail).send().await.expect("an answer");
+    let id = answer.headers()["chalet-invocation"].to_str().expect("an id").to_owned();
+    for shown in [own(&id).ok(), chalet(&server, Some(&acme.key), "logs --tenant acme --plugin guest-kv", b"").ok()] {
+        let line = shown.lines().find(|line| line.contains("forged")).unwrap_or_else(|| panic!("{shown}"));
+        assert!(line.ends_with("no\\u{1b}[31m\\u{202e}\\n         forged\\u{9b}2J"), "{line:?}");
+    }
     let other = server.tenant("globex").await;
     let foreign = chalet(&server, Some(&other.key), &format!("invocations --tenant globex {}", ids[0]), b"");
     assert!(foreign.code == 1 && foreign.stderr.contains("not_found"), "{}", foreign.stderr);

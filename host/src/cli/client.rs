@@ -10,6 +10,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{Failure, Result};
+use crate::kernel::text::escaped;
 
 /// How long a server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -239,7 +240,7 @@ impl List {
 /// An error's answer in words: what to do, then in brackets what to quote to whoever runs the server.
 fn explain(status: StatusCode, headers: &HeaderMap, body: &str) -> String {
     let problem: Value = serde_json::from_str(body).unwrap_or_default();
-    let first = |names: &[&str]| names.iter().find_map(|name| problem[*name].as_str()).map(str::to_owned);
+    let first = |names: &[&str]| names.iter().find_map(|name| problem[*name].as_str()).map(escaped);
     let said = first(&["detail", "errorDetails", "title"]).unwrap_or_else(|| format!("the server answered {status}"));
     let mut quoted = vec![first(&["code", "errorCode"]).unwrap_or_else(|| status.as_u16().to_string())];
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);

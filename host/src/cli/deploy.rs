@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::build::{self, Options};
 use super::client::{Client, Connection, ForTenant};
 use super::plugins::shares;
-use super::terminal::{Ink, field, ink, note, say, say_json};
+use super::terminal::{Ink, field, ink, note, say, say_json, text};
 use super::{Failure, Result};
 use crate::services::plugins::manifest::Manifest;
 
@@ -65,7 +65,7 @@ impl Deploy {
                     let (name, number) = (field(&version, "plugin"), field(&version, "version"));
                     say(format!("{name} {number} is stored and held: it asks for what nobody has approved yet"));
                     for grant in version["held"].as_array().into_iter().flatten() {
-                        say(format!("  {}", grant.as_str().unwrap_or_default()));
+                        say(format!("  {}", text(grant)));
                     }
                     let from = self.from.display();
                     note(format!(

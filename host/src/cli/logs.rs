@@ -107,9 +107,10 @@ pub(super) fn print(invocation: &Value) {
         ink(if ok { Ink::Green } else { Ink::Red }, outcome.trim()),
         ink(Ink::Dim, &format!("{} ms {}", invocation["duration_ms"], field(invocation, "id"))),
     );
-    if let Some(error) = invocation["error"].as_str().filter(|_| !ok) {
+    let error = field(invocation, "error");
+    if !ok && !error.is_empty() {
         line.push_str("\n         ");
-        line.push_str(error);
+        line.push_str(&error);
     }
     say(line);
     print_log(invocation);

@@ -5,6 +5,7 @@ use std::io::{IsTerminal as _, Write as _};
 use serde_json::Value;
 
 use super::{Failure, Result};
+use crate::kernel::text::escaped;
 
 /// A line of the result. A reader that has gone away, such as `head`, ends the command without a word.
 pub(super) fn say(line: impl AsRef<str>) {
@@ -86,11 +87,11 @@ pub(super) fn facts(facts: &[(&str, String)]) {
     }
 }
 
-/// A field of the API's JSON as people read it: text without quotes, nothing for null.
+/// A field of the API's JSON as people read it: text without quotes, nothing for null. What is in it may be a stranger's.
 pub(super) fn text(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => escaped(text),
         Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
     }

@@ -28,10 +28,11 @@ use tokio::sync::Semaphore;
 use crate::engine::budget::Budget;
 use crate::engine::config::{self, Start};
 use crate::engine::confine::{self, CPU_SECONDS, Confinement, MEMORY_BYTES};
-use crate::engine::inspect::{self, Digest};
+use crate::engine::inspect::Digest;
 use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
+use crate::kernel::text;
 
 /// The hidden command that makes the binary a compile worker.
 pub const WORKER_ARGUMENT: &str = "compile-worker";
@@ -427,9 +428,12 @@ fn compiled(engine: &wasmtime::Engine, wasm: &[u8]) -> (u8, Vec<u8>) {
     }
 }
 
-/// What the component's author reads: the outermost two reasons, on one line, escaped and bounded.
+/// What the component's author reads: where it fails and why, which are the outermost and the innermost reason, on one line,
+/// escaped and bounded.
 fn complaint(error: &wasmtime::Error) -> String {
-    let reasons: Vec<_> = error.chain().take(2).map(|reason| inspect::escaped(&reason.to_string())).collect();
+    let mut reasons = error.chain();
+    let reasons = [reasons.next(), reasons.last()].into_iter().flatten();
+    let reasons: Vec<_> = reasons.map(|reason| text::escaped(&reason.to_string())).collect();
     let text = format!("the component does not compile: {}", reasons.join(": "));
     text[..text.floor_char_boundary(500)].to_owned()
 }

@@ -20,6 +20,7 @@ use crate::kernel::breaks::Breaks;
 use crate::kernel::error::{Error, Kind};
 use crate::kernel::secret::Master;
 use crate::kernel::tenant::{Plan, TenantScope};
+use crate::kernel::text::push_escaped;
 use crate::services;
 use crate::services::plugins::manifest::{Grants, Limits, Manifest};
 
@@ -169,15 +170,8 @@ impl Log {
         for character in message.chars() {
             let before = text.len();
             match character {
-                '\n' => text.push_str("\\n"),
                 '\t' => text.push('\t'),
-                // The last two groups turn the direction of text or end a line in some viewers.
-                c if c.is_control()
-                    || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}') =>
-                {
-                    text.extend(c.escape_unicode());
-                }
-                c => text.push(c),
+                other => push_escaped(&mut text, other),
             }
             if text.len() > room {
                 text.truncate(before);
@@ -636,7 +630,7 @@ mod tests {
     fn a_log_is_bounded_and_each_message_is_one_line() {
         let mut log = Log::default();
         log.write(Level::Info, "a\nb\u{1b}[31m\u{202e}\r", 200);
-        assert_eq!(log.lines()[0].message, "a\\nb\\u{1b}[31m\\u{202e}\\u{d}");
+        assert_eq!(log.lines()[0].message, "a\\nb\\u{1b}[31m\\u{202e}\\r");
         assert!(!log.truncated());
         for _ in 0..1_000 {
             log.write(Level::Info, "", 200);
