@@ -3,17 +3,24 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use chalet::effects::Effects;
+use chalet::kernel::secret::Master;
+use chalet::services::directory::Directory;
+use chalet::services::keys::{Keys, Right};
 use futures_util::{StreamExt as _, stream};
 use reqwest::{Client, Method, StatusCode};
+use sha2::{Digest as _, Sha256};
+use sqlx::{Connection as _, PgConnection, Row as _};
 
 use crate::kit::engine::Engine;
 use crate::kit::oracle::Watch;
 use crate::kit::postgres;
-use crate::kit::server::{ADMIN, Server, Setup};
+use crate::kit::server::{ADMIN, Server, Setup, expect};
 
 on_both_engines! {
     what_was_never_a_key_is_refused_without_a_look_up,
     guessing_is_stopped_and_locks_out_nobody_else,
+    a_key_is_of_one_tenant_and_of_one_master_key,
 }
 
 /// A client at another loopback address.
@@ -113,6 +120,14 @@ async fn guessing_is_stopped_and_locks_out_nobody_else(engine: Engine) {
     assert_eq!(ask(&guesser, &acme.key).await, StatusCode::OK, "whoever was here before goes on");
     assert_eq!(ask(&guesser, &late).await, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(ask(&guesser, ADMIN).await, StatusCode::TOO_MANY_REQUESTS, "an operator's own key may be weak");
+    let forged = guesser.get(&url).bearer_auth(guess()).header("x-forwarded-for", "203.0.113.7");
+    let told = forged.header("forwarded", "for=203.0.113.7").send().await.expect("an answer");
+    assert_eq!(
+        told.status(),
+        StatusCode::TOO_MANY_REQUESTS,
+        "an address is what a connection has, not what a header says"
+    );
+    assert!(told.headers().contains_key("retry-after"));
     assert_eq!(ask(&at(Ipv4Addr::new(127, 0, 2, 2)), &late).await, StatusCode::OK, "elsewhere nobody notices");
     // From very many addresses.
     let many: Vec<Client> = (0..100).map(|n| at(Ipv4Addr::new(127, 0, 3, n))).collect();
@@ -123,6 +138,45 @@ async fn guessing_is_stopped_and_locks_out_nobody_else(engine: Engine) {
     // With their connections.
     drop(many);
     watch.end(&server).await;
+}
+
+async fn a_key_is_of_one_tenant_and_of_one_master_key(engine: Engine) {
+    let bench = engine.bench().await;
+    let (shard, directory) = (bench.shard(), Directory::new(bench.db.clone()));
+    let keys = Keys::new(bench.db.clone(), bench.clock.clone(), Master::generate());
+    let make = async |effects: &mut Effects| {
+        let (acme, globex) =
+            (directory.create(effects, "acme", "free").await?, directory.create(effects, "globex", "free").await?);
+        let minted = keys.draw(Some(&acme), "k", &[Right::TenantRead.name().to_owned()], None)?;
+        keys.store(effects, Some(&acme), &minted).await?;
+        Ok((acme, globex, minted))
+    };
+    let (acme, globex, minted) = shard.transact(directory.platform(), make).await.expect("made");
+    // The same id for another tenant.
+    let again = async |effects: &mut Effects| keys.store(effects, Some(&globex), &minted).await;
+    let _ = shard.transact(directory.platform(), again).await;
+    let holder = keys.authenticate(&minted.key).await.expect("looked up").expect("a holder");
+    assert_eq!(holder.tenant.as_ref(), Some(acme.id()), "a key stays with whom it was made for");
+    let stranger = Keys::new(bench.db.clone(), bench.clock.clone(), Master::generate());
+    assert!(stranger.authenticate(&minted.key).await.expect("looked up").is_none(), "another master key's node");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_key_the_database_has_what_is_of_no_use_without_the_master_key() {
+    let database = postgres::database().await;
+    let server = Server::start_with(Setup::on(&database));
+    let acme = server.tenant("acme").await;
+    let parts: Vec<&str> = acme.key.split('_').collect();
+    let mut admin = PgConnection::connect(&database.admin_url).await.expect("the cluster answers");
+    let row = sqlx::query("select digest from api_keys where id = $1").bind(parts[1]).fetch_one(&mut admin).await;
+    let digest: Vec<u8> = row.expect("one row").get("digest");
+    assert_eq!(digest.len(), 32, "HMAC-SHA-256");
+    for known in [&parts[2][..32], parts[2], &acme.key] {
+        assert_ne!(digest, Sha256::digest(known).as_slice(), "who has the database alone could try keys");
+    }
+    let twin = "insert into api_keys select id, null, name, digest, 'platform:admin', 0 from api_keys where id = $1";
+    let twin = sqlx::query(twin).bind(parts[1]).execute(&mut admin).await.expect_err("an id is one key's");
+    assert!(twin.as_database_error().is_some_and(|error| error.is_unique_violation()), "{twin}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -178,25 +232,43 @@ async fn a_key_counts_in_its_header_alone_and_is_never_written_down() {
         let asked = server.anonymous(Method::GET, &path).header("referer", format!("https://x/?key={key}"));
         let _ = asked.header("user-agent", key).send().await.expect("an answer");
     }
+    // Denied, and in the log for whoever may read it there.
+    expect(
+        server.anonymous(Method::GET, &format!("/v1/tenants/{key}/plugins")).bearer_auth(key),
+        StatusCode::NOT_FOUND,
+    )
+    .await;
     let wrong = acme.api(Method::POST, "/keys").header("idempotency-key", key).body(format!("{{\"name\": \"{key}\""));
     assert_eq!(wrong.send().await.expect("an answer").status(), StatusCode::BAD_REQUEST);
     // A guest that traps leaves lines in the log.
     let _ = acme.call(Method::GET, "guest-misbehave", &format!("/panic?key={key}")).send().await;
     watch.end(&server).await;
+    let listed = async |path: &str| expect(acme.api(Method::GET, path), StatusCode::OK).await.to_string();
+    let (audit, invocations) = (listed("/audit?limit=100").await, listed("/invocations?limit=100").await);
+    assert!(
+        audit.contains("NAME") && audit.contains("/v1/tenants/chalet_") && invocations.contains("guest-misbehave"),
+        "{audit} {invocations}"
+    );
     let metrics =
         server.anonymous(Method::GET, "/metrics").send().await.expect("an answer").text().await.expect("text");
     server.stop();
     let log = server.log();
     assert!(log.lines().count() > 0, "the log is there");
-    for (name, text) in [("the log", &log), ("the metrics", &metrics)] {
+    let keys = |text: &str| {
+        let found = text.match_indices("chalet_").filter(|(at, _)| {
+            let rest = &text.as_bytes()[at + 7..];
+            rest.len() > 44 && rest[12] == b'_' && rest[..12].iter().chain(&rest[13..45]).all(u8::is_ascii_alphanumeric)
+        });
+        found.count()
+    };
+    assert_eq!(keys(&format!("a line with {key} in it, and with chalet_requests_total")), 1, "a key is found");
+    for (name, text) in
+        [("the log", &log), ("the metrics", &metrics), ("the audit log", &audit), ("the invocations", &invocations)]
+    {
         let secret = key.split('_').nth(2).expect("a secret part");
         for needle in [secret, ADMIN, "hush-hush", "Bearer "] {
             assert!(!text.contains(needle), "{name} has {needle}: {text}");
         }
-        let keys = text.match_indices("chalet_").filter(|(at, _)| {
-            let rest = &text.as_bytes()[at + 7..];
-            rest.len() > 45 && rest[12] == b'_' && rest[..12].iter().chain(&rest[13..45]).all(u8::is_ascii_alphanumeric)
-        });
-        assert_eq!(keys.count(), 0, "{name} has a key: {text}");
+        assert_eq!(keys(text), 0, "{name} has a key: {text}");
     }
 }

@@ -6,6 +6,7 @@
 //! first key may be any 32 to 128 of `A-Z a-z 0-9 _ -`. Changes are staged, and happen with their record in the audit
 //! log, one after another.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -379,6 +380,14 @@ pub fn never_was(credential: &str) -> bool {
     matches!(parse(credential), Parsed::Mistyped)
 }
 
+/// A part of a request as a log may keep it: of what has a key's form, the id.
+pub fn without_secret(text: &str) -> Cow<'_, str> {
+    match text.strip_prefix("chalet_").and_then(|rest| rest.split_at_checked(12)) {
+        Some((id, secret)) if secret.starts_with('_') => format!("chalet_{id}_…").into(),
+        _ => text.into(),
+    }
+}
+
 enum Parsed<'c> {
     /// Of a key's form, and its checksum holds.
     Key { id: &'c str, secret: &'c str },
@@ -437,6 +446,14 @@ mod tests {
         assert!(matches!(parse(""), Parsed::Mistyped));
         assert!(matches!(parse(&"x".repeat(1 << 20)), Parsed::Mistyped));
         assert!(matches!(parse("chalet_äöüäöüäöüäöüäöüäöüäöüäöüäöüäöüäöüäöü"), Parsed::Other | Parsed::Mistyped));
+    }
+
+    #[test]
+    fn of_a_key_its_id_is_kept() {
+        assert_eq!(without_secret(&format!("chalet_{}_{}", "a".repeat(12), "B".repeat(38))), "chalet_aaaaaaaaaaaa_…");
+        for other in ["", "acme", "chalet_", "chalet_acme", "chalet_äöüäöüäöüäöü_x"] {
+            assert_eq!(without_secret(other), other);
+        }
     }
 
     #[test]
