@@ -1,13 +1,16 @@
 //! `/t/{tenant}/{plugin}/…`: a request that a plugin answers.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use crate::gateway::respond::problem;
 use crate::gateway::serve::TooSlow;
@@ -28,6 +31,10 @@ use crate::triggers::{Call, http};
 
 /// Invocations that may call each other through the public door. Real chains have two or three.
 const DEPTH: u8 = 8;
+/// Microseconds after a request at which whoever may not call what its path names is told so. What others have called lately
+/// is remembered, and what nobody has is not, so that the time would tell of another tenant's names: it is longer than a
+/// look-up takes, and drawn anew each time, so that what a look-up leaves behind, such as a thread that is awake, is lost in it.
+const REFUSED_AFTER_US: Range<u64> = 4_000..20_000;
 
 fn no_route() -> Error {
     Error::not_found("no such tenant, plugin or route")
@@ -52,17 +59,17 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
     let path = format!("/{}", segments.next().unwrap_or(""));
     let mount = "/t/".len() + tenant.len() + "/".len() + plugin.len();
 
-    let found = find(door, tenant, plugin).await.map_err(refuse)?;
-    let public = found.as_ref().is_some_and(|(_, released)| {
-        released.manifest.http.as_ref().is_some_and(|http| matches!(http.auth, Auth::None))
-    });
-    let caller = if public {
-        Caller::Anyone
-    } else {
-        Caller::Key(door.credentials.authenticate(&parts.headers, peer).await.map_err(refuse)?)
+    let begun = Instant::now();
+    let (caller, scope, released) = match enter(door, peer, &parts.headers, tenant, plugin).await {
+        Ok(entered) => entered,
+        Err(error) => {
+            if !door.breaks.names {
+                let after = Duration::from_micros(rand::random_range(REFUSED_AFTER_US));
+                tokio::time::sleep_until(begun + after).await;
+            }
+            return Err(refuse(error));
+        }
     };
-    let (scope, released) = found.ok_or_else(|| refuse(no_route()))?;
-    caller.check(&scope, door.breaks).map_err(refuse)?;
     let span = trace::current();
     span.set("chalet.tenant", scope.name());
     span.set("chalet.plugin", plugin);
@@ -88,7 +95,7 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
         method: parts.method.as_str().to_owned(),
         path,
         query: parts.uri.query().map(str::to_owned),
-        headers: guest_headers(&parts.headers, !public),
+        headers: guest_headers(&parts.headers, matches!(caller, Caller::Key(_))),
         body: body.into(),
         route: matched.route,
         params: matched.params,
@@ -100,6 +107,24 @@ async fn answer(door: &Door, peer: SocketAddr, request: Request) -> Result<Respo
         Err(failed) => problem(&failed.error, Some(failed.invocation)),
     };
     Ok(with_limits(response, &admission))
+}
+
+/// What a request calls, if it may.
+async fn enter(
+    door: &Door,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+    tenant: &str,
+    plugin: &str,
+) -> Result<(Caller, TenantScope, Arc<Released>)> {
+    let found = find(door, tenant, plugin).await?;
+    let public = found.as_ref().is_some_and(|(_, released)| {
+        released.manifest.http.as_ref().is_some_and(|http| matches!(http.auth, Auth::None))
+    });
+    let caller = if public { Caller::Anyone } else { Caller::Key(door.credentials.authenticate(headers, peer).await?) };
+    let (scope, released) = found.ok_or_else(no_route)?;
+    caller.check(&scope, door.breaks)?;
+    Ok((caller, scope, released))
 }
 
 async fn find(door: &Door, tenant: &str, plugin: &str) -> Result<Option<(TenantScope, Arc<Released>)>> {
