@@ -64,7 +64,7 @@ impl Setup {
     }
 
     /// Let it resolve names as this `resolv.conf` says, in a place of its own where the file stands in for the machine's. Only
-    /// root may make one.
+    /// root may make one, or who is root of a namespace.
     #[must_use]
     pub fn resolving(mut self, resolver: &Path) -> Self {
         self.resolver = Some(resolver.to_owned());

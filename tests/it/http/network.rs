@@ -34,22 +34,33 @@ fn run(command: &mut Command) -> String {
     said
 }
 
-#[test]
-fn no_address_inside_a_clouds_network_is_reached() {
+/// Run an ignored test in a network of its own; what it said. Nobody has to be root for it.
+pub fn alone(test: &str) -> String {
     // Cargo has what it needs before there is no way to a registry.
     built();
     let said = run(Command::new("unshare")
         .args(["--map-root-user", "--net", "--"])
         .arg(std::env::current_exe().expect("this program"))
-        .args(["http::network::be_inside", "--exact", "--ignored", "--nocapture"]));
+        .args([test, "--exact", "--ignored", "--nocapture"]));
     assert!(said.contains("1 passed"), "{said}");
+    said
+}
+
+/// Let this network have the machine's own addresses.
+pub fn up() {
+    run(Command::new("ip").args(["link", "set", "lo", "up"]));
+}
+
+#[test]
+fn no_address_inside_a_clouds_network_is_reached() {
+    let said = alone("http::network::be_inside");
     println!("{}", said.lines().find(|line| line.contains("were refused")).expect("it says what it did"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the body of the process that another test starts"]
 async fn be_inside() {
-    run(Command::new("ip").args(["link", "set", "lo", "up"]));
+    up();
     for address in INSIDE.iter().chain(&OUTSIDE).filter(|address| !matches!(**address, "127.0.0.1" | "[::1]")) {
         let address = address.trim_matches(['[', ']']);
         let length = if address.contains(':') { 128 } else { 32 };
