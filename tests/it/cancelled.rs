@@ -18,6 +18,7 @@ use crate::kit::server::{Server, Tenant, expect};
 on_both_engines! {
     a_caller_that_goes_away_frees_all_that_it_held,
     a_tenant_runs_no_more_than_its_plan_allows,
+    no_tenant_takes_all_the_places_of_a_node,
 }
 
 /// Within this everything is back; the fastest of some tries is measured, since the machine has others to serve.
@@ -169,4 +170,58 @@ async fn a_tenant_runs_no_more_than_its_plan_allows(engine: Engine) {
     drop(crowd);
     assert_eq!(answers.into_iter().collect::<Vec<_>>(), [(200, PLACES), (429, 300 - PLACES)]);
     watch.end(&server).await;
+}
+
+async fn no_tenant_takes_all_the_places_of_a_node(engine: Engine) {
+    let (upstream, mut asked) = silent().await;
+    let server = Server::start_with(engine.setup().await.with("CHALET_EGRESS_LOCAL", &upstream));
+    let quiet = server.tenant("quiet").await;
+    quiet.deploy("guest-hello").await;
+    let (one, other) =
+        (patient(&server, "one", 10_000, &upstream).await, patient(&server, "other", 10_000, &upstream).await);
+    server.eventually("nothing runs", async || running(&server).await == 0.0).await;
+    let slots = server.metric("chalet_slots_free").await as usize;
+    let crowd = reqwest::Client::new();
+    let send = |tenant: &Tenant<'_>, count: usize| -> Vec<_> {
+        let call = |_| {
+            let request =
+                crowd.post(format!("{}/t/{}/guest-http/send", server.url, tenant.name)).bearer_auth(&tenant.key);
+            let request = request.json(&waiting(&upstream)).timeout(Duration::from_secs(30));
+            tokio::spawn(async move { request.send().await.expect("an answer") })
+        };
+        (0..count).map(call).collect()
+    };
+    // Three quarters, whatever its plan says.
+    let most = slots - slots / 4;
+    let calls = send(&one, slots);
+    let mut held = Vec::new();
+    for _ in 0..most {
+        held.push(asked.recv().await.expect("a request to the outside"));
+    }
+    let shed = async || server.metric("chalet_invocations_shed_total").await as usize;
+    server.eventually("the others are turned away", async || shed().await == slots - most).await;
+    assert!(asked.try_recv().is_err(), "one more runs");
+    expect(quiet.call(Method::GET, "guest-hello", "/"), StatusCode::OK).await;
+    // Two such tenants together fill the node. Then it is the node that is full, and nobody's fault.
+    let more = send(&other, slots);
+    for _ in most..slots {
+        held.push(asked.recv().await.expect("a request to the outside"));
+    }
+    let full = other.call(Method::GET, "guest-misbehave", "/well").send().await.expect("an answer");
+    assert!(full.headers().contains_key("retry-after"));
+    assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let problem: Value = full.json().await.expect("a problem");
+    assert_eq!(problem["code"], "overloaded", "{problem}");
+    drop(held);
+    drop(asked);
+    for call in calls.into_iter().chain(more) {
+        let status = call.await.expect("no panic").status();
+        let expected = [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        assert!(expected.contains(&status), "{status}");
+    }
+    println!("{most} of {slots} places were one tenant's");
+    server.eventually("all places are back", async || running(&server).await == 0.0).await;
+    expect(quiet.call(Method::GET, "guest-hello", "/"), StatusCode::OK).await;
+    assert_eq!(server.metric("chalet_host_panics_total").await, 0.0);
+    assert_eq!(server.answered(500).await, 0.0);
 }

@@ -45,4 +45,5 @@ mod timing;
 mod traces;
 mod transaction;
 mod upload;
+mod watch;
 mod webhook;
