@@ -18,6 +18,7 @@ use crate::kit::wire::Wire;
 
 on_both_engines! {
     endless_work_is_billed_exactly_wherever_it_is,
+    work_ends_with_its_time_however_much_one_instruction_moves,
     a_trap_is_named_in_the_record_and_the_next_invocation_is_clean,
     memory_and_tables_end_at_the_plans_limit,
     a_lie_about_what_is_handed_over_is_a_trap,
@@ -85,16 +86,21 @@ async fn deliver(tenant: &Tenant<'_>, case: usize) -> Ended {
 
 const SPIN: &str = "(loop $l (br $l)) unreachable";
 
+/// Fills and copies of 58 MiB each: few instructions that each move much.
+fn bulk() -> [String; 2] {
+    [
+        "(memory.fill (i32.const 65536) (i32.const 1) (i32.const 60000000))",
+        "(memory.copy (i32.const 65536) (i32.const 131072) (i32.const 60000000))",
+    ]
+    .map(|operation| format!("(drop (memory.grow (i32.const 1000))) (loop $l {operation} (br $l)) unreachable"))
+}
+
 async fn endless_work_is_billed_exactly_wherever_it_is(engine: Engine) {
     let server = engine.server().await;
     let watch = Watch::begin(&server).await;
     let tenant = tenant(&server, "endless", json!({})).await;
     tenant.secret("EVENTS", "0123456789abcdef0123456789abcdef").await;
-    // Fills and copies of 58 MiB each: few instructions that each move much.
-    let bulk =
-        |operation: &str| format!("(drop (memory.grow (i32.const 1000))) (loop $l {operation} (br $l)) unreachable");
-    let fill = bulk("(memory.fill (i32.const 65536) (i32.const 1) (i32.const 60000000))");
-    let copy = bulk("(memory.copy (i32.const 65536) (i32.const 131072) (i32.const 60000000))");
+    let [fill, copy] = bulk();
     let small = "(loop $l (memory.fill (i32.const 8192) (i32.const 1) (i32.const 64)) (br $l)) unreachable";
     let body = wat::cases([SPIN, &fill, &copy, small, OK]);
     // The last case ends in what it does after its answer.
@@ -122,6 +128,29 @@ async fn endless_work_is_billed_exactly_wherever_it_is(engine: Engine) {
             let saw = (ended.status, ended.code.as_str(), ended.record["fuel"].as_u64());
             assert_eq!(saw, (504, "fuel_exhausted", Some(FUEL)), "{name}: {ended:?}");
         }
+    }
+    watch.end(&server).await;
+}
+
+async fn work_ends_with_its_time_however_much_one_instruction_moves(engine: Engine) {
+    /// Of the fastest of some tries, since the machine has others to serve.
+    const TRIES: usize = 5;
+    let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
+    let tenant = tenant(&server, "hurried", json!({ "timeout_ms": 300, "fuel": 1_000_000_000_000_u64 })).await;
+    let [fill, copy] = bulk();
+    let body = wat::cases([SPIN, &fill, &copy, OK]);
+    tenant.deploy_bytes("hurried", wat::plugin("hurried", &body).component()).await;
+    assert_eq!(call(&tenant, "hurried", 3).await.status, 200);
+    for (case, over_ms) in [(0, 50), (1, 150), (2, 150)] {
+        let mut fastest = u64::MAX;
+        for _ in 0..TRIES {
+            let ended = call(&tenant, "hurried", case).await;
+            assert_eq!((ended.status, ended.code.as_str()), (504, "deadline_exceeded"), "case {case}: {ended:?}");
+            fastest = fastest.min(ended.record["duration_ms"].as_u64().expect("milliseconds"));
+        }
+        println!("case {case} ended after {fastest} ms");
+        assert!((300..=300 + over_ms).contains(&fastest), "case {case} ended after {fastest} ms");
     }
     watch.end(&server).await;
 }
@@ -280,12 +309,15 @@ async fn a_lie_about_what_is_handed_over_is_a_trap(engine: Engine) {
     let server = engine.server().await;
     let watch = Watch::begin(&server).await;
     let tenant = tenant(&server, "lying", json!({})).await;
-    // And what is no lie: a clock that stands still, 1,900 handles, texts that are well formed, and 60 MiB that the guest
+    // And what is no lie: a clock that stands still, another that only falls, 1,900 handles, texts that are well formed, and 60 MiB that the guest
     // itself has.
     let honest = [
         "(local.set 1 (call $now)) (local.set 0 (i32.const 20000))
         (loop $l (if (i64.ne (call $now) (local.get 1)) (then unreachable))
             (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))",
+        "(local.set 1 (i64.const 60000)) (local.set 0 (i32.const 20000))
+        (loop $l (local.set 2 (call $remaining)) (if (i64.gt_u (local.get 2) (local.get 1)) (then unreachable))
+            (local.set 1 (local.get 2)) (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))",
         "(local.set 0 (i32.const 1900)) (loop $l (drop (call $make (i32.const 1)))
             (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))",
         "(i32.store (i32.const 600) (i32.const 0xde00d83d)) (call $write16 (i32.const 2) (i32.const 600) (i32.const 2))
@@ -308,7 +340,7 @@ async fn a_lie_about_what_is_handed_over_is_a_trap(engine: Engine) {
     ];
     let cases =
         LIES.iter().copied().chain(honest.iter().map(String::as_str)).chain(answers.iter().map(|(text, _)| *text));
-    let body = format!("(local i32 i64) {}", wat::cases(cases));
+    let body = format!("(local i32 i64 i64) {}", wat::cases(cases));
     tenant.deploy_bytes("lie", wat::plugin("lie", &body).component()).await;
     let plan = json!({ "timeout_ms": 60_000, "fuel": 10 * FUEL });
     expect(server.admin(Method::PUT, "/v1/plans/lying").json(&plan), StatusCode::OK).await;
@@ -422,7 +454,10 @@ async fn usage_that_is_no_usage_is_refused(engine: Engine) {
         let answer = expect(record(value), StatusCode::OK).await;
         assert_eq!(answer["error"]["kind"], "invalid", "{value:?}: {answer}");
     }
-    // The largest there is, until no more fits: whatever is refused changes nothing.
+    let used =
+        async || expect(acme.api(Method::GET, "/usage?meter=tokens"), StatusCode::OK).await["data"][0]["value"].clone();
+    assert_eq!(used().await, "1.5", "whatever was refused changed nothing");
+    // The largest there is, until no more fits.
     let most = "9999999999999999999999999999";
     let mut taken = 0_u32;
     for _ in 0..12 {
@@ -432,10 +467,8 @@ async fn usage_that_is_no_usage_is_refused(engine: Engine) {
         let refused = answer.text().await.expect("text").contains("error");
         taken += u32::from(status == StatusCode::OK && !refused);
     }
-    let usage = acme.api(Method::GET, "/usage?meter=tokens").send().await.expect("an answer");
-    let (status, text) = (usage.status(), usage.text().await.expect("text"));
-    println!("{taken} of the largest were taken; usage answers {status} {text}");
-    assert!(status == StatusCode::OK || status.is_client_error(), "{status} {text}");
+    let sum = 1 + u128::from(taken) * most.parse::<u128>().expect("a number");
+    assert_eq!(used().await, format!("{sum}.5"), "{taken} of the largest were taken");
     watch.end(&server).await;
 }
 

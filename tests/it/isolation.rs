@@ -2,18 +2,18 @@
 //! database that somebody wrote into.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
 use crate::kit::engine::Engine;
 use crate::kit::oracle::Watch;
 use crate::kit::postgres;
-use crate::kit::server::{Server, Setup, expect};
+use crate::kit::server::{Server, Setup, Tenant, expect};
 
 on_both_engines! {
     no_tenant_sees_anothers_marker_whatever_breaks_off_in_between,
@@ -135,18 +135,80 @@ async fn a_name_that_is_used_again_has_nothing_of_before(engine: Engine) {
     watch.end(&server).await;
 }
 
+/// The same of a node that has read all of it before, and did none of what happened since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_node_forgets_a_deleted_tenant_within_seconds() {
+    let database = postgres::database().await;
+    let nodes = [Server::start_with(Setup::on(&database)), Server::start_with(Setup::on(&database))];
+    let watch = Watch::begin(&nodes[1]).await;
+    let old = nodes[0].tenant("acme").await;
+    old.deploy("guest-kv").await;
+    expect(old.api(Method::PUT, "/kv/c/k").body("old"), StatusCode::CREATED).await;
+    let elsewhere = |tenant: &Tenant<'_>| Tenant { server: &nodes[1], name: "acme".into(), key: tenant.key.clone() };
+    let there = elsewhere(&old);
+    let ops = json!({ "ops": [{ "op": "put", "key": "guest", "value": "old" }] });
+    let put = |tenant: &Tenant<'_>| tenant.api(Method::PUT, "/kv/c/once").header("idempotency-key", "once").body("old");
+    let run = |tenant: &Tenant<'_>| tenant.call(Method::POST, "guest-kv", "/run").json(&ops);
+    expect(put(&there), StatusCode::CREATED).await;
+    for _ in 0..20 {
+        assert_eq!(there.kv("c", "k").await.as_deref(), Some(&b"old"[..]));
+        expect(run(&there), StatusCode::OK).await;
+    }
+    expect(nodes[0].admin(Method::DELETE, "/v1/tenants/acme"), StatusCode::NO_CONTENT).await;
+    let new = nodes[0].tenant("acme").await;
+    let deleted = Instant::now();
+    // What the other node may go on with is what it remembers, and that not for long.
+    let status = async |request: RequestBuilder| request.send().await.expect("an answer").status();
+    let refused = async || {
+        status(there.api(Method::GET, "/kv/c/k")).await == StatusCode::UNAUTHORIZED
+            && status(run(&there)).await == StatusCode::UNAUTHORIZED
+    };
+    while !refused().await {
+        assert!(deleted.elapsed() < Duration::from_secs(5), "the other node still takes the old key");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("the other node refused the old key after {:?}", deleted.elapsed());
+    // As soon as it knows the new one, it shows it nothing of the old.
+    let there = elsewhere(&new);
+    while status(there.api(Method::GET, "")).await != StatusCode::OK {
+        assert!(deleted.elapsed() < Duration::from_secs(5), "the other node does not take the new key");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for key in ["k", "guest", "once"] {
+        assert_eq!(there.kv("c", key).await, None, "{key}");
+    }
+    expect(run(&there), StatusCode::NOT_FOUND).await;
+    let again = put(&there).send().await.expect("an answer");
+    assert_eq!((again.status(), again.headers().get("idempotent-replayed")), (StatusCode::CREATED, None));
+    for path in ["/plugins", "/invocations"] {
+        assert_eq!(expect(there.api(Method::GET, path), StatusCode::OK).await["data"], json!([]), "{path}");
+    }
+    watch.end(&nodes[1]).await;
+}
+
 async fn a_quota_holds_against_many_writers_at_once(engine: Engine) {
+    quota_holds_on(&[&engine.server().await]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_holds_against_writers_on_two_nodes() {
+    let setup = Setup::postgres().await;
+    quota_holds_on(&[&Server::start_with(setup.clone()), &Server::start_with(setup)]).await;
+}
+
+async fn quota_holds_on(nodes: &[&Server]) {
     const QUOTA: u64 = 200_000;
     const VALUE: usize = 10_000;
-    let server = engine.server().await;
-    let watch = Watch::begin(&server).await;
+    let server = nodes[0];
+    let watch = Watch::begin(server).await;
     let plan = json!({ "storage_bytes": QUOTA, "requests_per_second": 100_000, "request_burst": 100_000 });
     expect(server.admin(Method::PUT, "/v1/plans/small").json(&plan), StatusCode::OK).await;
     let acme = server.tenant("acme").await;
     expect(server.admin(Method::PATCH, "/v1/tenants/acme").json(&json!({ "plan": "small" })), StatusCode::OK).await;
+    let on: Vec<_> = nodes.iter().map(|server| Tenant { server, ..acme.clone() }).collect();
     for round in 0..3 {
         let writes = (0..48).map(async |n| {
-            let put = acme.api(Method::PUT, &format!("/kv/c/{round}-{n}")).body(vec![b'x'; VALUE]);
+            let put = on[n % on.len()].api(Method::PUT, &format!("/kv/c/{round}-{n}")).body(vec![b'x'; VALUE]);
             put.send().await.expect("an answer").status()
         });
         let statuses = join_all(writes).await;
@@ -170,7 +232,7 @@ async fn a_quota_holds_against_many_writers_at_once(engine: Engine) {
             expect(acme.api(Method::GET, ""), StatusCode::OK).await["storage_bytes"].as_u64().expect("a number");
         assert_eq!(stored, 0, "all was given back");
     }
-    watch.end(&server).await;
+    watch.end(server).await;
 }
 
 async fn keys_are_kept_as_they_are_written_or_refused(engine: Engine) {
@@ -245,6 +307,12 @@ async fn keys_are_kept_as_they_are_written_or_refused(engine: Engine) {
             ),
         }
     }
+    for longer in ["k".repeat(513), "k".repeat(8 << 10)] {
+        let refused = acme.api(Method::PUT, &format!("/kv/c/{longer}")).body("x").send().await.expect("an answer");
+        assert!(refused.status().is_client_error(), "{} bytes answered {}", longer.len(), refused.status());
+    }
+    let nameless = acme.api(Method::PUT, "/kv/c/").body("x").send().await.expect("an answer");
+    assert!(nameless.status().is_client_error(), "a key of no bytes answered {}", nameless.status());
     // Not tried are `.` and `..`, of which every client makes another path, however they are written.
     // Twins that look alike are two keys: each was new, and has its own value.
     for (key, path) in &kept {

@@ -17,6 +17,7 @@ on_both_engines! {
     every_scheme_delivers_what_its_provider_sent,
     what_a_providers_own_library_signs_is_delivered_and_nothing_else_is,
     slacks_challenge_is_answered_by_the_host,
+    a_delivery_is_a_part_of_its_circle,
     another_tenants_source_answers_as_one_that_does_not_exist,
 }
 
@@ -192,11 +193,32 @@ async fn slacks_challenge_is_answered_by_the_host(engine: Engine) {
     assert_eq!((answer.status(), answer.text().await.expect("text").as_str()), (StatusCode::OK, "3eZbrw1aB"));
 }
 
+async fn a_delivery_is_a_part_of_its_circle(engine: Engine) {
+    let server = engine.server().await;
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-webhook").await;
+    acme.secret("WEBHOOK_SECRET", SECRET).await;
+    for (depth, status) in [
+        ("0", StatusCode::OK),
+        ("8", StatusCode::OK),
+        ("9", StatusCode::LOOP_DETECTED),
+        ("x", StatusCode::LOOP_DETECTED),
+    ] {
+        let body = json!({ "depth": depth }).to_string();
+        let delivery = github(acme.hook("github"), &body, depth, "ping").header("chalet-depth", depth);
+        let answer = delivery.send().await.expect("an answer");
+        assert_eq!(answer.status(), status, "a depth of {depth}");
+    }
+}
+
 async fn another_tenants_source_answers_as_one_that_does_not_exist(engine: Engine) {
     let server = engine.server().await;
     let acme = server.tenant("acme").await;
     acme.deploy("stripe-billing").await;
     let body = |answer: Value| (answer["status"].clone(), answer["code"].clone(), answer["detail"].clone());
     let absent = body(expect(server.anonymous(Method::POST, "/hooks/nobody/stripe"), StatusCode::NOT_FOUND).await);
-    assert_eq!(body(expect(acme.hook("github"), StatusCode::NOT_FOUND).await), absent);
+    let globex = server.tenant("globex").await;
+    for hook in [acme.hook("github"), globex.hook("stripe")] {
+        assert_eq!(body(expect(hook, StatusCode::NOT_FOUND).await), absent);
+    }
 }

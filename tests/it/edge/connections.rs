@@ -89,13 +89,15 @@ async fn who_sends_slowly_is_cut_off() {
         "PUT /v1/tenants/acme/kv/c/k HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ntransfer-encoding: chunked\r\n\r\n"
     );
     let (put, run) = (body("PUT /v1/tenants/acme/kv/c/k"), body("POST /t/acme/guest-kv/run"));
+    let upload = body("PUT /v1/tenants/acme/plugins/start");
     let bodies = async {
-        let (put, run, chunked) = tokio::join!(
+        let (put, run, upload, chunked) = tokio::join!(
             trickle(url, put.as_bytes(), b'x'),
             trickle(url, run.as_bytes(), b'x'),
+            trickle(url, upload.as_bytes(), b'x'),
             trickle(url, chunked.as_bytes(), b'0')
         );
-        for said in [put, run, chunked] {
+        for said in [put, run, upload, chunked] {
             assert!(said.starts_with("HTTP/1.1 408 ") && said.contains("body_too_slow"), "{said}");
         }
     };

@@ -2,6 +2,7 @@
 
 use reqwest::Method;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::kit::oracle::Watch;
 use crate::kit::raw;
@@ -116,7 +117,23 @@ async fn a_request_that_frames_its_body_in_two_ways_is_its_connections_last() {
         let answers = raw::exchange(&server.url, &request).await;
         assert_eq!((answers.statuses(), answers.closed), (vec![status], true), "{what:?}: {}", answers.text);
     }
-    println!("{count} requests were refused");
+    // The same on a connection that has served one: what it has seen of its first request says nothing of the next.
+    for (what, request, status) in ambiguous() {
+        let mut stream = raw::connect(&server.url).await;
+        stream.write_all(SMUGGLED.as_bytes()).await.expect("the server reads");
+        let first = raw::read(&mut stream).await;
+        assert_eq!((first.statuses(), first.closed), (vec![200], false), "{}", first.text);
+        // A server that refuses early may close before all was sent.
+        let _ = stream.write_all(&request).await;
+        let answers = raw::read(&mut stream).await;
+        assert_eq!(
+            (answers.statuses(), answers.closed),
+            (vec![status], true),
+            "{what:?}, as the second: {}",
+            answers.text
+        );
+    }
+    println!("{count} requests were refused, each as a connection's first and as its second");
     watch.end(&server).await;
 }
 

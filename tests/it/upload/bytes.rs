@@ -87,23 +87,32 @@ async fn what_the_engine_does_not_run_is_refused_by_its_worker() {
     let server = Server::start();
     let tenant = server.tenant("hostile").await;
     let watch = Watch::begin(&server).await;
-    for (what, bytes) in [
-        ("a 64-bit memory", apart("(memory i64 1)")),
-        ("a shared memory", apart("(memory 1 1 shared)")),
-        ("a struct of the collector's", beside("(type (struct (field i32)))")),
-        ("an array of the collector's", beside("(type (array i8))")),
-        ("a reference to a function's type", beside("(type $t (func)) (func (param (ref $t)))")),
-        ("an exception", beside("(tag (param i32))")),
-        ("a tail call", beside("(func $t return_call $t)")),
-        ("an external reference", beside("(func (param externref))")),
+    // Without any of it the same is taken, and so each is refused for what it has: the answer names it.
+    for (version, bytes) in [("1.0.1", apart("(memory 1)")), ("1.0.2", beside("(func (param i32))"))] {
+        let named = build::embed_instead(&bytes, &carrier::manifest("start", version)).expect("embedded");
+        let taken = tenant.upload("start", named).await;
+        assert_eq!(taken.status(), StatusCode::CREATED, "{}", taken.text().await.unwrap_or_default());
+    }
+    for (what, word, bytes) in [
+        ("a 64-bit memory", "memory64", apart("(memory i64 1)")),
+        ("a shared memory", "threads", apart("(memory 1 1 shared)")),
+        ("a struct of the collector's", "gc", beside("(type (struct (field i32)))")),
+        ("an array of the collector's", "gc", beside("(type (array i8))")),
+        ("a reference to a function's type", "function", beside("(type $t (func)) (func (param (ref $t)))")),
+        ("an exception", "exceptions", beside("(tag (param i32))")),
+        ("a tail call", "tail call", beside("(func $t return_call $t)")),
+        ("an external reference", "gc", beside("(func (param externref))")),
         (
             "a relaxed vector",
+            "relaxed SIMD",
             beside("(func (param v128 v128) (result v128) local.get 0 local.get 1 i8x16.relaxed_swizzle)"),
         ),
-        ("an atomic access", beside("(func (drop (i32.atomic.load (i32.const 0))))")),
-        ("a function of another type than it says", beside("(func (result i32) i64.const 1)")),
+        ("an atomic access", "threads", beside("(func (drop (i32.atomic.load (i32.const 0))))")),
+        ("a function of another type than it says", "type mismatch", beside("(func (result i32) i64.const 1)")),
     ] {
-        unprocessable(&tenant, bytes, "component_invalid", what).await;
+        let problem = unprocessable(&tenant, bytes, "component_invalid", what).await;
+        let said = problem["detail"].as_str().expect("text");
+        assert!(said.contains(word), "{what}: {said}");
     }
     // A component type that holds a type, which is a component type, and so on (0x41: one declaration; 0x01: a type).
     let data = [[1].as_slice(), &[0x41, 1, 1].repeat(200_000), &[0x73]].concat();
