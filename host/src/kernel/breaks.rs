@@ -19,7 +19,7 @@ pub struct Breaks {
     pub cache_tenant: bool,
     /// A tenant's key opens every tenant.
     pub tenant: bool,
-    /// Another tenant's name is looked up before it is refused.
+    /// The time of a refusal tells what another tenant has: its name is looked up, and the answer is not held back.
     pub names: bool,
     /// Changes leave no record in the audit log.
     pub audit: bool,
