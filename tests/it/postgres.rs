@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::kit::oracle::Watch;
 use crate::kit::postgres::{self, Database};
 use crate::kit::proxy::Proxy;
-use crate::kit::server::{Server, Setup};
+use crate::kit::server::{Server, Setup, expect};
 use crate::kit::soak;
 use crate::kit::store::Bench;
 use chalet::effects::{Breaks, Claim, Effects, Key, Shard, Space, Value, Verdict};
@@ -15,6 +16,7 @@ use chalet::kernel::clock::Clock;
 use chalet::kernel::db::{Db, Location, migrate};
 use chalet::kernel::error::Kind;
 use chalet::kernel::tenant::TenantScope;
+use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 use reqwest::{Method, StatusCode};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
@@ -498,6 +500,55 @@ async fn a_commit_that_waits_too_long_for_another_node_is_refused_and_harms_nobo
     lock.release().await;
     let after = commit(&scope).await;
     assert!(matches!(after, Verdict::Committed { tag } if tag.seq == 1), "{after:?}");
+}
+
+/// As if a tenant's rows were so many, or so large, that statements which read them do not end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenants_slow_statements_are_ended_and_hold_up_nobody_else() {
+    let database = postgres::database().await;
+    let server = Server::start_with(Setup::on(&database));
+    let watch = Watch::begin(&server).await;
+    let (acme, quiet) = (server.tenant("acme").await, server.tenant("quiet").await);
+    for tenant in [&acme, &quiet] {
+        expect(tenant.api(Method::PUT, "/kv/c/k").body("x"), StatusCode::CREATED).await;
+    }
+    let mut admin = connect(&database.admin_url).await;
+    let id: String =
+        sqlx::query("select id from tenants where name = 'acme'").fetch_one(&mut admin).await.expect("it").get(0);
+    let slow = format!(
+        "create policy slow on rows as restrictive for select \
+         using (tenant_id <> '{id}' or key <> 'k' or pg_sleep(30)::text is null)"
+    );
+    sqlx::raw_sql(AssertSqlSafe(slow)).execute(&mut admin).await.expect("the owner's right");
+    let ended = async |n: usize| {
+        let started = Instant::now();
+        let path = if n.is_multiple_of(2) { "/kv/c/k" } else { "/kv/c?prefix=k" };
+        let answer = acme.api(Method::GET, path).send().await.expect("an answer");
+        (answer.status(), started.elapsed())
+    };
+    let scans = join_all((0..64).map(ended));
+    let beside = async {
+        let mut slowest = Duration::ZERO;
+        for n in 0..200 {
+            let started = Instant::now();
+            expect(quiet.api(Method::PUT, &format!("/kv/c/k-{n}")).body("x"), StatusCode::CREATED).await;
+            expect(quiet.api(Method::GET, &format!("/kv/c/none-{n}")), StatusCode::NOT_FOUND).await;
+            slowest = slowest.max(started.elapsed());
+        }
+        slowest
+    };
+    let (answers, slowest) = tokio::join!(scans, beside);
+    let slowest_scan = answers.iter().map(|(_, took)| *took).max().expect("answers");
+    println!(
+        "statements that do not end were ended after {slowest_scan:?} at most; others took {slowest:?} beside them"
+    );
+    assert!(answers.iter().all(|(status, _)| *status == StatusCode::SERVICE_UNAVAILABLE), "{answers:?}");
+    // A statement may take five seconds, and wait for its turn as long.
+    assert!(slowest_scan < Duration::from_secs(15), "{slowest_scan:?}");
+    assert!(slowest < Duration::from_secs(2), "others wait: {slowest:?}");
+    sqlx::raw_sql("drop policy slow on rows").execute(&mut admin).await.expect("the owner's right");
+    expect(acme.api(Method::GET, "/kv/c?prefix=k"), StatusCode::OK).await;
+    watch.end(&server).await;
 }
 
 #[tokio::test]

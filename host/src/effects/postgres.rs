@@ -18,16 +18,23 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgPool, PgPoolOptions, PgRow, PgSeverity};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::effects::row::{Key, Range, Row, Value};
 use crate::effects::set::{Compute, Datum, Facts, OUTCOME_UNKNOWN, Op, Set, Statement, Tag, Verdict};
 use crate::effects::{Batching, Breaks, Gate, KEY_BYTES, Store, refusal};
+use crate::kernel::cache::Cache;
 use crate::kernel::error::{Error, Result};
 use crate::kernel::tenant::{TenantId, TenantScope};
 
 /// Connections that read. A read takes well under a millisecond; more would only wait inside the database.
 const READERS: u32 = 8;
+/// Those that one tenant's reads take at a time: whose rows make them slow leaves the others to everybody else.
+const TENANT_READERS: usize = 4;
+/// How long a read waits for a connection.
+const ACQUIRE: Duration = Duration::from_secs(5);
+/// Tenants whose reads are counted; a forgotten one's that are on their way count no more.
+const TENANTS: usize = 4_096;
 /// Batches that run at a time: enough for the database to share a flush, few enough to leave it room.
 const LANES: usize = 8;
 /// How long a statement may take, and so how old a snapshot may get before it holds up vacuum.
@@ -56,6 +63,7 @@ pub(crate) struct PostgresStore(Arc<Inner>);
 struct Inner {
     options: PgConnectOptions,
     reads: PgPool,
+    turns: Cache<TenantId, Arc<Semaphore>>,
     idle: Mutex<Vec<Lane>>,
     server: Arc<Server>,
     gates: Arc<Gates>,
@@ -207,7 +215,7 @@ impl PostgresStore {
         let seen = server.clone();
         let reads = PgPoolOptions::new()
             .max_connections(READERS)
-            .acquire_timeout(Duration::from_secs(5))
+            .acquire_timeout(ACQUIRE)
             // A test before each use would double the round trips of a read.
             .test_before_acquire(false)
             .before_acquire(|connection, meta| {
@@ -220,7 +228,8 @@ impl PostgresStore {
             .connect_with(options.clone())
             .await
             .map_err(failed)?;
-        Ok(Self(Arc::new(Inner { options, reads, idle: Mutex::default(), server, gates: Arc::default() })))
+        let turns = Cache::new(TENANTS);
+        Ok(Self(Arc::new(Inner { options, reads, turns, idle: Mutex::default(), server, gates: Arc::default() })))
     }
 
     /// Connections for single calls that are no commits.
@@ -262,8 +271,25 @@ impl PostgresStore {
         }
     }
 
+    /// A turn among the tenant's reads.
+    async fn turn(&self, scope: &TenantScope) -> Result<OwnedSemaphorePermit> {
+        let turns = match self.0.turns.get(scope.id()) {
+            Some(turns) => turns,
+            None => {
+                let made = Arc::new(Semaphore::new(TENANT_READERS));
+                self.0.turns.insert(scope.id().clone(), made.clone());
+                made
+            }
+        };
+        match tokio::time::timeout(ACQUIRE, turns.acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(Error::unavailable("database_busy", "reads of this tenant take too long; try again")),
+        }
+    }
+
     /// Run a read again if its connection turns out to be dead: it changes nothing.
-    async fn query(&self, query: impl Fn() -> Query) -> Result<Vec<PgRow>> {
+    async fn query(&self, scope: &TenantScope, query: impl Fn() -> Query) -> Result<Vec<PgRow>> {
+        let _turn = self.turn(scope).await?;
         for _ in 0..READERS {
             match query().fetch_all(&self.0.reads).await {
                 Err(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => {}
@@ -462,7 +488,7 @@ impl Store for PostgresStore {
                     .bind(keys.iter().map(|key| key.space.as_str().to_owned()).collect::<Vec<_>>())
                     .bind(keys.iter().map(|key| key.key.to_vec()).collect::<Vec<_>>())
             };
-            let found = self.query(query).await?;
+            let found = self.query(scope, query).await?;
             let tag = tag_of(found.first().ok_or_else(refusal::no_tenant)?)?;
             let mut rows = vec![None; keys.len()];
             for row in &found {
@@ -492,7 +518,7 @@ impl Store for PostgresStore {
                     .bind(now_ms)
                     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
             };
-            let found = self.query(query).await?;
+            let found = self.query(scope, query).await?;
             let tag = tag_of(found.first().ok_or_else(refusal::no_tenant)?)?;
             let mut rows = Vec::with_capacity(found.len());
             for row in &found {
@@ -521,7 +547,7 @@ impl Store for PostgresStore {
                     .bind(ranges.iter().map(|fact| fact.count as i64).collect::<Vec<_>>())
                     .bind(ranges.iter().map(|fact| fact.max_version as i64).collect::<Vec<_>>())
             };
-            let found = self.query(query).await?;
+            let found = self.query(scope, query).await?;
             let row = found.first().ok_or_else(refusal::no_tenant)?;
             Ok((tag_of(row)?, key_of(row)?))
         }
@@ -631,7 +657,7 @@ impl Store for PostgresStore {
                     .bind(from_ms)
                     .bind(to_ms)
             };
-            self.query(query).await?.iter().map(compute_of).collect()
+            self.query(scope, query).await?.iter().map(compute_of).collect()
         }
         .boxed()
     }
@@ -640,7 +666,7 @@ impl Store for PostgresStore {
         async move {
             let query =
                 || sqlx::query("select epoch, seq, bytes from chalet_head($1)").bind(scope.id().as_str().to_owned());
-            let found = self.query(query).await?;
+            let found = self.query(scope, query).await?;
             let head = found.first().ok_or_else(refusal::no_tenant)?;
             let bytes: i64 = head.try_get("bytes").map_err(failed)?;
             Ok((tag_of(head)?, bytes.max(0) as u64))
