@@ -23,7 +23,7 @@ use crate::gateway::{self, Door, Parts, serve};
 use crate::invocation::{FLUSH, Invoker};
 use crate::kernel::breaks::Breaks;
 use crate::kernel::clock::Clock;
-use crate::kernel::db::{Db, Location};
+use crate::kernel::db::{Db, Location, refuse_link};
 use crate::kernel::error::{Error, Result};
 use crate::kernel::secret::Master;
 use crate::kernel::task::{Task, Tasks};
@@ -189,6 +189,7 @@ fn master_key(config: &Config, data: &Path) -> Result<Master> {
         return Master::parse(text);
     }
     let path = data.join("master.key");
+    refuse_link(&path)?;
     match std::fs::read_to_string(&path) {
         Ok(text) => Master::parse(&text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

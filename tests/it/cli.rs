@@ -568,3 +568,28 @@ async fn a_newcomer_makes_a_plugin_works_on_it_and_deploys_it(engine: Engine) {
     let checked = run(&mut here(&format!("check {PLUGINS_TARGET}/chalet/{name}.wasm")), b"").ok();
     assert!(checked.contains(&format!("{name} 0.1.0")) && checked.contains("POST /greetings"), "{checked}");
 }
+
+/// Whoever may write beside a node's files cannot choose what it reads or writes as its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_in_place_of_a_file_of_the_data_folder_is_refused() {
+    for name in ["chalet.sqlite", "chalet.sqlite-wal", "chalet.sqlite-shm", "chalet.lock", "master.key"] {
+        let (data, elsewhere) =
+            (tempfile::tempdir().expect("a temporary folder"), tempfile::tempdir().expect("a temporary folder"));
+        let target = elsewhere.path().join("target");
+        std::os::unix::fs::symlink(&target, data.path().join(name)).expect("planted");
+        let mut serve = command(data.path(), "serve --listen 127.0.0.1:0 --data .");
+        let mut serving = serve.spawn().expect("the binary is built");
+        let mut printed = String::new();
+        BufReader::new(serving.stdout.take().expect("stdout is piped"))
+            .read_line(&mut printed)
+            .expect("a line, or none");
+        if !printed.is_empty() {
+            serving.kill().expect("it runs");
+        }
+        let ended = serving.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(printed.is_empty() && !ended.status.success(), "{name}: {printed}{said}");
+        assert!(said.contains(name) && said.contains("symbolic link"), "{name}: {said}");
+        assert!(!target.exists(), "{name}: nothing was made where the link leads");
+    }
+}

@@ -74,6 +74,11 @@ impl Db {
             Location::Sqlite { path } => {
                 let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 std::fs::create_dir_all(folder).map_err(Error::internal)?;
+                for name in ["", "-wal", "-shm"] {
+                    let mut file = path.as_os_str().to_owned();
+                    file.push(name);
+                    refuse_link(Path::new(&file))?;
+                }
                 let lock = lock(&path.with_extension("lock"))?;
                 let options = SqliteConnectOptions::new()
                     .filename(path)
@@ -226,7 +231,19 @@ async fn pool(url: &str) -> Result<AnyPool> {
         .map_err(failed)
 }
 
+/// Refuse a file of this node's that is a link: whoever planted it would choose what is read and written as the node's own.
+pub(crate) fn refuse_link(path: &Path) -> Result<()> {
+    if path.is_symlink() {
+        return Err(Error::invalid(format!(
+            "{} is a symbolic link, which is not followed; put the file itself there, or give --data the folder that has it",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
 fn lock(path: &Path) -> Result<std::fs::File> {
+    refuse_link(path)?;
     let file =
         std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::internal)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
