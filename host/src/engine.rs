@@ -294,6 +294,11 @@ impl Engine {
         self.0.turns.waiting()
     }
 
+    /// Tasks of guests that have not ended.
+    pub fn tasks(&self) -> usize {
+        self.0.runtime.as_ref().map_or(0, |runtime| runtime.metrics().num_alive_tasks())
+    }
+
     /// Guests that can run at the same time.
     pub fn slots(&self) -> usize {
         self.0.slots.all()

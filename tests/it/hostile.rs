@@ -503,7 +503,8 @@ async fn what_an_invocation_stages_is_bounded(engine: Engine) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_in_a_host_function_costs_its_invocation_alone() {
     let server = Server::start_with(Setup::sqlite().with("CHALET_BREAK", "panic"));
-    let watch = Watch::begin(&server).await.expect_panics(4);
+    let watch = Watch::begin(&server).await;
+    server.expect_panics(4);
     let tenant = tenant(&server, "panicking", json!({})).await;
     tenant.secret("EVENTS", "0123456789abcdef0123456789abcdef").await;
     // At once, on the thread of the request, and after some slices, on the guests' own. Something was staged before.
@@ -591,7 +592,8 @@ async fn an_answers_headers_are_the_plugins_only_where_they_may_be() {
 async fn every_line_of_the_servers_log_is_one_object_whatever_a_guest_says() {
     let setup = Setup::sqlite().logged().with("RUST_LOG", "debug").with("CHALET_BREAK", "panic");
     let server = Server::start_with(setup);
-    let watch = Watch::begin(&server).await.expect_panics(1);
+    let watch = Watch::begin(&server).await;
+    server.expect_panics(1);
     let acme = server.tenant("acme").await;
     acme.deploy("guest-log").await;
     let forged = "one\n{\"level\":\"ERROR\",\"message\":\"forged\"}\r\n\u{1b}[31mred\u{202e}\u{2028}\0\"}";

@@ -82,9 +82,19 @@ pub fn forget_peak(pid: u32) {
 }
 
 fn memory_mib(pid: u32, field: &str) -> f64 {
+    status(pid, field) / 1024.0
+}
+
+/// A number of `/proc/PID/status` (proc_pid_status(5)).
+fn status(pid: u32, field: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok());
-    kib.map_or(f64::NAN, |kib: f64| kib / 1024.0)
+    let number = status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok());
+    number.unwrap_or(f64::NAN)
+}
+
+/// Threads of a process.
+pub fn threads(pid: u32) -> f64 {
+    status(pid, "Threads:")
 }
 
 /// Files, sockets and pipes that a process has open, but for the code of the programs that a node keeps loaded.

@@ -1,10 +1,11 @@
 //! Servers as their users have them: the `chalet` binary in a process of its own, reached over HTTP.
 
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -22,6 +23,8 @@ pub const ADMIN: &str = "test-admin-key-0123456789-abcdefghijklmnop";
 pub const IDLE_CONNECTIONS: usize = 128;
 /// How long it keeps them: less than the minute after which the server closes them, so that no request meets that.
 const IDLE: Duration = Duration::from_secs(30);
+/// How long a server may take to show its metrics, on a machine that is busy with other tests.
+const SCRAPE: Duration = Duration::from_secs(20);
 /// The file in the data folder that a log is kept in.
 const LOG: &str = "log.jsonl";
 
@@ -37,7 +40,7 @@ pub struct Setup {
     pub variables: Vec<(String, String)>,
     logged: bool,
     listen: Option<SocketAddr>,
-    resolver: Option<PathBuf>,
+    stand_ins: Vec<(PathBuf, String)>,
 }
 
 impl Setup {
@@ -63,11 +66,11 @@ impl Setup {
         self
     }
 
-    /// Let it resolve names as this `resolv.conf` says, in a place of its own where the file stands in for the machine's. Only
-    /// root may make one, or who is root of a namespace.
+    /// Let it find `file` where the machine has its own `place`, such as `/etc/resolv.conf`. Only root may do that, or who is
+    /// root of a namespace.
     #[must_use]
-    pub fn resolving(mut self, resolver: &Path) -> Self {
-        self.resolver = Some(resolver.to_owned());
+    pub fn standing_in(mut self, file: &Path, place: &str) -> Self {
+        self.stand_ins.push((file.to_owned(), place.to_owned()));
         self
     }
 
@@ -86,7 +89,8 @@ impl Setup {
     }
 }
 
-/// A running server; it is killed when this is dropped.
+/// A running server. When this is dropped it is killed, after it was judged: it has to live, unless the test ended it, and it
+/// must not have panicked nor answered with 500.
 pub struct Server {
     /// `http://127.0.0.1:PORT`.
     pub url: String,
@@ -96,6 +100,9 @@ pub struct Server {
     pub data: std::sync::Arc<TempDir>,
     setup: Setup,
     process: Mutex<Child>,
+    ended: AtomicBool,
+    panics: AtomicU32,
+    errors: AtomicBool,
 }
 
 impl Server {
@@ -117,7 +124,16 @@ impl Server {
         let http = reqwest::Client::builder().pool_max_idle_per_host(IDLE_CONNECTIONS).pool_idle_timeout(IDLE);
         let http = http.build().expect("a client");
         let (process, url) = spawn(&setup, data.path());
-        Self { url, http, data, setup, process: Mutex::new(process) }
+        Self {
+            url,
+            http,
+            data,
+            setup,
+            process: Mutex::new(process),
+            ended: AtomicBool::new(false),
+            panics: AtomicU32::new(0),
+            errors: AtomicBool::new(false),
+        }
     }
 
     /// The server's process id.
@@ -130,11 +146,13 @@ impl Server {
         self.kill();
         let (process, url) = spawn(&self.setup, self.data.path());
         self.process = Mutex::new(process);
+        self.ended = AtomicBool::new(false);
         self.url = url;
     }
 
     /// Kill it with SIGKILL.
     pub fn kill(&self) {
+        self.ended.store(true, Ordering::Relaxed);
         let mut process = self.process.lock().expect("no test panicked with the lock");
         let _ = process.kill();
         let _ = process.wait();
@@ -142,6 +160,7 @@ impl Server {
 
     /// Ask it to stop, and its exit status.
     pub fn stop(&self) -> std::process::ExitStatus {
+        self.ended.store(true, Ordering::Relaxed);
         self.signal(Signal::TERM);
         self.process.lock().expect("no test panicked with the lock").wait().expect("the server ends")
     }
@@ -159,6 +178,27 @@ impl Server {
     fn signal(&self, signal: Signal) {
         let process = self.process.lock().expect("no test panicked with the lock");
         kill_process(Pid::from_child(&process), signal).expect("the server lives");
+    }
+
+    /// The test makes the host panic so many times.
+    pub fn expect_panics(&self, panics: u32) {
+        self.panics.store(panics, Ordering::Relaxed);
+    }
+
+    /// The test lets a plugin answer with 500, or has broken what the host relies on.
+    pub fn allow_errors(&self) {
+        self.errors.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing happened in it that must not, whatever a test did to it.
+    pub fn judge(&self) {
+        let ended = self.process.lock().expect("no test panicked with the lock").try_wait().expect("it is our child");
+        assert!(ended.is_none(), "the server has ended by itself: {ended:?}");
+        let metrics = scrape(&self.url).expect("a server that lives shows its metrics");
+        let panics = f64::from(self.panics.load(Ordering::Relaxed));
+        assert_eq!(sum(&metrics, "chalet_host_panics_total", ""), panics, "the host panicked");
+        let errors = sum(&metrics, "chalet_requests_total", "status=\"500\"");
+        assert!(errors == 0.0 || self.errors.load(Ordering::Relaxed), "{errors} requests were answered with 500");
     }
 
     /// What it has logged, if it was started [`Setup::logged`].
@@ -225,8 +265,7 @@ impl Server {
     /// The same, of the lines that have this text among their labels, such as `status="500"`.
     pub async fn metric_where(&self, name: &str, label: &str) -> f64 {
         let text = self.anonymous(Method::GET, "/metrics").send().await.expect("an answer").text().await.expect("text");
-        let own = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(label));
-        own.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        sum(&text, name, label)
     }
 
     /// Requests that were answered with this status.
@@ -237,20 +276,38 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if !std::thread::panicking() && !self.ended.load(Ordering::Relaxed) {
+            self.judge();
+        }
         self.kill();
     }
 }
 
+/// The sum of a metric over the lines that have this text among their labels.
+fn sum(metrics: &str, name: &str, label: &str) -> f64 {
+    let own = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(label));
+    own.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// A server's metrics, where nothing can be awaited.
+fn scrape(url: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(url.trim_start_matches("http://"))?;
+    stream.set_read_timeout(Some(SCRAPE))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
-    let mut command = match &setup.resolver {
-        None => Command::new(binary()),
-        Some(resolver) => {
-            let mount = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
-            let mut command = Command::new("unshare");
-            command.args(["--mount", "--propagation", "private", "sh", "-c", mount]).arg(resolver).arg(binary());
-            command
-        }
-    };
+    let mut command = Command::new(binary());
+    if !setup.stand_ins.is_empty() {
+        let mount = "while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$2\" || exit; shift 2; done; shift; exec \"$@\"";
+        command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", mount, "sh"]);
+        command.args(setup.stand_ins.iter().flat_map(|(file, place)| [file.as_os_str(), place.as_ref()]));
+        command.arg("--").arg(binary());
+    }
     command
         .args(["serve", "--listen", &setup.listen.unwrap_or(([127, 0, 0, 1], 0).into()).to_string(), "--data"])
         .arg(data)

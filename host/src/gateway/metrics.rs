@@ -137,6 +137,8 @@ pub(super) async fn render(State(door): State<Door>) -> Response {
         "Guests that wait for their turn to compute",
         gauge(door.engine.waiting() as i64),
     );
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks() + door.engine.tasks();
+    registry.register("tasks", "Tasks that have not ended, of guests and of all others", gauge(tasks as i64));
     registry.register("guests_running", "Guests that run", gauge(door.engine.running() as i64));
     registry.register("slots_free", "Guests that could start without waiting", gauge(door.engine.free_slots() as i64));
     registry.register("programs", "Programs that are mapped", gauge(door.engine.programs() as i64));
