@@ -185,6 +185,11 @@ impl Egress {
         if !local && target.special_use() {
             return Err(not_public());
         }
+        if !local && target.other_protocol() {
+            return Err(denied(
+                "the port is one of another protocol than HTTP; use the port where the host answers HTTP",
+            ));
+        }
         let mut message = client::message(&target, &request)?;
         // What the guest says itself stands.
         if self.0.traced.iter().any(|grant| grant.names(&target))

@@ -29,8 +29,10 @@ pub async fn canary() -> (u16, Arc<AtomicUsize>) {
         while let Ok((mut stream, _)) = listener.accept().await {
             counted.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(async move {
-                let _ = stream.read(&mut [0; 4_096]).await;
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+                let mut request = [0; 4_096];
+                let length = stream.read(&mut request).await.unwrap_or_default();
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+                let _ = stream.write_all(&[head.as_bytes(), &request[..length]].concat()).await;
             });
         }
     });
@@ -133,7 +135,12 @@ async fn a_grant_is_of_one_host_and_nothing_that_looks_like_it() {
     let (port, hits) = canary().await;
     let server = allowing(&format!("localhost:{port},127.0.0.1:{port}"));
     let watch = Watch::begin(&server).await;
-    let acme = tenant(&server, "acme", [format!("localhost:{port}")]).await;
+    let other_protocols = ["example.com:22", "example.com:25", "example.com:6379"];
+    let grants = other_protocols.iter().map(|host| (*host).to_owned()).chain([format!("localhost:{port}")]);
+    let acme = tenant(&server, "acme", grants).await;
+    for answer in send(&acme, other_protocols.map(|host| json!({ "url": format!("http://{host}/") })).to_vec()).await {
+        assert_eq!(kind(&answer), "denied", "{answer}");
+    }
     let denied = [
         format!("http://127.0.0.1:{port}/"),
         format!("http://localhost.evil.test:{port}/"),
@@ -305,7 +312,6 @@ async fn an_invocation_sends_no_more_than_its_share() {
     let status = refused.status();
     let text = refused.text().await.expect("text");
     assert_eq!(hits.load(Ordering::Relaxed), 50, "as many were sent as a plan allows");
-    println!("the next is told: {status} {text}");
     assert!(status == StatusCode::OK && text.matches("budget-exhausted").count() == 10, "{status} {text}");
     // Many at a time are each within its own share, and all are answered.
     let many = (0..40).map(async |_| send(&acme, calls(5)).await);
@@ -315,12 +321,16 @@ async fn an_invocation_sends_no_more_than_its_share() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn proxies_of_the_environment_are_not_asked() {
+async fn proxies_and_passwords_of_the_environment_are_not_used() {
     let ((port, hits), (proxy, asked)) = (canary().await, canary().await);
+    let home = TempDir::new().expect("a temporary folder");
+    std::fs::write(home.path().join(".netrc"), "default login operator password secret\n").expect("written");
     let local = format!("127.0.0.1:{port}");
     let proxy = format!("http://127.0.0.1:{proxy}");
     let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     let setup = Setup::sqlite().with("CHALET_EGRESS_LOCAL", &local);
+    let setup = setup.with("NETRC", &home.path().join(".netrc").display().to_string());
+    let setup = setup.with("HOME", &home.path().display().to_string());
     let server = server(names.iter().fold(setup, |setup, name| setup.with(name, &proxy)));
     let watch = Watch::begin(&server).await;
     let acme = tenant(&server, "acme", [local.clone(), "proxied.example.com".into()]).await;
@@ -328,6 +338,8 @@ async fn proxies_of_the_environment_are_not_asked() {
     let calls = calls.iter().map(|url| json!({ "url": url.replace("LOCAL", &local), "timeout_ms": 500 })).collect();
     let answers = send(&acme, calls).await;
     assert_eq!(kind(&answers[0]), "answered");
+    let sent = answers[0]["body"].as_str().expect("the request, which the listener gives back");
+    assert!(sent.starts_with("GET / HTTP/1.1\r\n") && !sent.to_lowercase().contains("authorization"), "{sent}");
     assert!(kind(&answers[1]) != "answered" && kind(&answers[2]) != "answered", "{answers:?}");
     assert_eq!((hits.load(Ordering::Relaxed), asked.load(Ordering::Relaxed)), (1, 0));
     watch.end(&server).await;

@@ -17,6 +17,7 @@ use crate::http::hostile::{canary, kind, send, tenant};
 use crate::http::network;
 use crate::kit::oracle::Watch;
 use crate::kit::server::{Server, Setup, expect};
+use crate::kit::soak;
 
 /// Look-ups of one tenant at a time.
 const TENANT_LOOKUPS: usize = 4;
@@ -149,7 +150,11 @@ async fn be_asked() {
     std::fs::write(&resolver, conf).expect("written");
     let (port, hits) = canary().await;
     let near = format!("near.hostile.example.net:{port}");
-    let server = Server::start_with(Setup::sqlite().resolving(&resolver).with("CHALET_EGRESS_LOCAL", &near));
+    // What the machine's own list of hosts names is near; who looked there would be denied.
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "127.0.0.1 localhost\n10.0.0.1 listed.hostile.example.net\n").expect("written");
+    let setup = Setup::sqlite().standing_in(&resolver, "/etc/resolv.conf").standing_in(&hosts, "/etc/hosts");
+    let server = Server::start_with(setup.with("CHALET_EGRESS_LOCAL", &near));
     // Time enough that it is the resolver's own that ends a look-up.
     let plan = json!({ "timeout_ms": 60_000 });
     expect(server.admin(Method::PUT, "/v1/plans/free").json(&plan), StatusCode::OK).await;
@@ -161,10 +166,9 @@ async fn be_asked() {
     assert_eq!(longest.len(), 253);
     let (too_long, wide) = (format!("x{longest}"), at(&"w".repeat(64)));
     let mut grants: Vec<String> =
-        ["private", "mixed", "many", "alias", "garbage", "liar", "refused", "nx", "slow"].map(at).to_vec();
-    let flood: Vec<String> = (0..200).map(|n| at(&format!("nx-{n}"))).collect();
+        ["private", "mixed", "many", "alias", "garbage", "liar", "refused", "nx", "listed", "slow"].map(at).to_vec();
     let slow: Vec<String> = (0..12).map(|n| at(&format!("slow-{n}"))).collect();
-    grants.extend(flood.iter().chain(&slow).cloned().chain([longest.clone(), near.clone()]));
+    grants.extend(slow.iter().cloned().chain([longest.clone(), near.clone()]));
     let acme = tenant(&server, "acme", grants).await;
     let quiet = tenant(&server, "quiet", [near.clone()]).await;
     let call = |host: &str, timeout_ms: u64| json!({ "url": format!("https://{host}/"), "timeout_ms": timeout_ms });
@@ -183,6 +187,7 @@ async fn be_asked() {
         (at("liar"), "unavailable"),
         (at("refused"), "unavailable"),
         (at("nx"), "unavailable"),
+        (at("listed"), "unavailable"),
         (at("slow"), "unavailable"),
         (longest.clone(), "unavailable"),
         (too_long.clone(), "invalid"),
@@ -196,11 +201,16 @@ async fn be_asked() {
     }
     assert_eq!(hits.load(Ordering::Relaxed), 1, "only the operator's own was reached");
 
-    // Two hundred names that do not exist, in four invocations at a time.
-    let floods =
-        flood.chunks(50).map(async |some| send(&acme, some.iter().map(|host| call(host, 2_000)).collect()).await);
-    let answers = join_all(floods).await.concat();
-    assert!(answers.iter().all(|answer| kind(answer) == "unavailable"), "{answers:?}");
+    // Names that do not exist, as many as a manifest names, in four invocations at a time; ten thousand in a soak.
+    for tenants in 0..soak::either(1, 50) {
+        let flood: Vec<String> = (0..200).map(|n| at(&format!("nx-{tenants}-{n}"))).collect();
+        let flooder = tenant(&server, &format!("flooder-{tenants}"), flood.iter().cloned()).await;
+        let floods = flood
+            .chunks(50)
+            .map(async |some| send(&flooder, some.iter().map(|host| call(host, 2_000)).collect()).await);
+        let answers = join_all(floods).await.concat();
+        assert!(answers.iter().all(|answer| kind(answer) == "unavailable"), "{answers:?}");
+    }
 
     // As many as may be at a time wait for nothing, and the next is told so at once.
     let started = Instant::now();
@@ -217,6 +227,7 @@ async fn be_asked() {
 
     assert!(!names.contains(&too_long) && !names.contains(&wide), "what is no name was asked for");
     assert!(names.contains(&longest), "the longest name was asked for");
+    assert!(names.contains(&at("listed")), "what is in the machine's list of hosts was asked for as any other");
     let astray: Vec<_> = names.iter().filter(|name| name.ends_with("near.example.org")).collect();
     // The operator's own entry is looked up as the machine would.
     assert!(astray.iter().all(|name| name.starts_with("near.hostile")), "{astray:?}");

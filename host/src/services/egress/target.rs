@@ -7,6 +7,16 @@ use url::{Host, Url};
 use super::{URL_BYTES, denied};
 use crate::kernel::error::{Error, Kind, Result};
 
+/// Ports of other protocols, some of whose servers would take the lines of a request as their own: those that browsers
+/// send no request to (WHATWG Fetch, "port blocking"), and those of databases, caches and queues that it does not list.
+const OTHER_PROTOCOLS: &[u16] = &[
+    1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103, 104, 109, 110,
+    111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512, 513, 514, 515, 526, 530, 531, 532,
+    540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995, 1433, 1521, 1719, 1720, 1723, 2049, 3306, 3659, 4045,
+    4190, 4222, 5060, 5061, 5432, 5672, 6000, 6379, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 9042, 9092, 10080,
+    11211, 27017,
+];
+
 /// A URL, read once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
@@ -79,6 +89,11 @@ impl Target {
         let under =
             |name: &&str| self.host == **name || self.host.strip_suffix(*name).is_some_and(|rest| rest.ends_with('.'));
         self.literal.is_none() && (!self.host.contains('.') || SPECIAL.iter().any(under))
+    }
+
+    /// Whether the port belongs to a protocol that is not HTTP.
+    pub(super) fn other_protocol(&self) -> bool {
+        OTHER_PROTOCOLS.contains(&self.port)
     }
 
     fn default_port(&self) -> u16 {

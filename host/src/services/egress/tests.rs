@@ -150,6 +150,13 @@ async fn a_grant_is_one_host_and_nothing_that_looks_like_it() {
         ("api.example.net:8443", "https://api.example.net:8443/", true),
         ("api.example.net:8443", "https://api.example.net/", false),
         ("api.example.net:443", "http://api.example.net/", false),
+        // Granted, and another protocol's all the same.
+        ("api.example.net:22", "https://api.example.net:22/", false),
+        ("api.example.net:25", "http://api.example.net:25/", false),
+        ("api.example.net:5432", "https://api.example.net:5432/", false),
+        ("api.example.net:6379", "http://api.example.net:6379/", false),
+        ("api.example.net:6667", "http://api.example.net:6667/", false),
+        ("api.example.net:8080", "http://api.example.net:8080/", true),
         ("api.example.net", "https://api.example.net.evil.net/", false),
         ("api.example.net", "https://evilapi.example.net/", false),
         ("api.example.net", "https://x.api.example.net/", false),
