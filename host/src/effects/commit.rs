@@ -465,7 +465,7 @@ impl Shard {
             queue.waiting -= 1;
             batch.push(pending);
             queue.busy.insert(tenant.clone());
-            if self.0.mixed {
+            if self.0.mixed && !self.0.breaks.turns {
                 if !drained {
                     queue.order.push_back(tenant);
                 }

@@ -29,7 +29,7 @@ pub struct Breaks {
     pub confine: bool,
     /// Code is run whatever its seal says.
     pub seal: bool,
-    /// Guests compute without waiting for their turn.
+    /// Guests compute without waiting for their turn, and a tenant's commits go before those of whoever came later.
     pub turns: bool,
     /// A guest that logs `panic` makes the host function panic.
     pub panic: bool,
