@@ -19,7 +19,8 @@ test: prepare
 # The same with ten times as much of what is random and hostile, and all that there is of other people's: some hours.
 soak: prepare
 	CHALET_SOAK=1 cargo test --package chalet --test it -- --nocapture \
-		markers hostile cancelled edge isolation readers timing fairness:: a_node_never generated:: real:: fuzz::
+		markers hostile cancelled edge isolation readers timing fairness:: a_node_never crash:: usage_is_the_sum \
+		generated:: real:: fuzz::
 
 # Search for inputs that break a promise: each target for FUZZ_SECONDS. cargo-fuzz wants a nightly compiler or to be told
 # that a stable one will do; without the address sanitizer, since there is no unsafe code to watch.

@@ -59,7 +59,7 @@ fn any_bytes_are_refused_or_mean_one_thing() {
 }
 
 fn walk(target: &Target) {
-    let mutations = MUTATIONS * if soak::on() { SOAKED } else { 1 };
+    let mutations = MUTATIONS * soak::either(1, SOAKED);
     for seed in target.seeds {
         (target.body)(seed);
     }

@@ -57,7 +57,7 @@ fn generated_modules_are_refused_or_run_within_their_limits() {
     let alone = std::env::var("CHALET_SEED").ok().map(|seed| seed.parse::<u64>().expect("CHALET_SEED is a number"));
     let seeds = match alone {
         Some(seed) => seed..seed + 1,
-        None => 0..if soak::on() { SOAKED } else { MODULES },
+        None => 0..soak::either(MODULES, SOAKED),
     };
     let processes = if alone.is_some() { 1 } else { std::thread::available_parallelism().map_or(2, usize::from) };
     let started = Instant::now();

@@ -14,6 +14,7 @@ use crate::kit::engine::Engine;
 use crate::kit::oracle::Watch;
 use crate::kit::postgres;
 use crate::kit::server::{Server, Setup, Tenant, expect};
+use crate::kit::soak;
 
 on_both_engines! {
     no_tenant_sees_anothers_marker_whatever_breaks_off_in_between,
@@ -24,7 +25,7 @@ on_both_engines! {
 
 /// Requests of all tenants together; a soak has many times more.
 fn requests() -> usize {
-    std::env::var("CHALET_SOAK").map_or(3_000, |_| 100_000)
+    soak::either(3_000, 100_000)
 }
 
 async fn no_tenant_sees_anothers_marker_whatever_breaks_off_in_between(engine: Engine) {

@@ -1,16 +1,22 @@
 //! Usage: recorded by guests, ingested over HTTP, and asked for.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use futures_util::{StreamExt as _, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::kit::engine::Engine;
 use crate::kit::server::{Tenant, expect};
+use crate::kit::soak;
 use crate::kit::stock::Stock;
 
 on_both_engines! {
     the_guests_suite_passes_on_the_server,
     what_a_guest_records_is_part_of_its_commit,
     ingested_events_are_counted_once_and_exactly,
+    usage_is_the_sum_of_the_events_that_were_sent,
     the_cloudevents_librarys_events_count_in_both_of_its_modes,
     another_event_in_headers_is_another_request_under_an_idempotency_key,
     the_hosts_own_meters_count_every_invocation,
@@ -80,6 +86,54 @@ async fn ingested_events_are_counted_once_and_exactly(engine: Engine) {
     stale["time"] = json!("2020-01-01T00:00:00Z");
     assert!(ingest(stale).send().await.expect("an answer").status().is_client_error());
     assert!(ingest(json!({ "id": "5" })).send().await.expect("an answer").status().is_client_error());
+}
+
+async fn usage_is_the_sum_of_the_events_that_were_sent(engine: Engine) {
+    /// Events in a request, as many as one carries, and how many of the request before it go with it again.
+    const BATCH: usize = 400;
+    const AGAIN: usize = 20;
+    let events = soak::either(4_000, 1_000_000);
+    let server = engine.server().await;
+    server.unlimited().await;
+    let acme = server.tenant("acme").await;
+    let definition =
+        json!({ "event_type": "completion", "aggregation": "sum", "value": "$.n", "group_by": { "model": "$.model" } });
+    expect(acme.api(Method::PUT, "/meters/tokens").json(&definition), StatusCode::CREATED).await;
+    // What was sent, in thousandths, by model: the events themselves, each once.
+    let sent = Mutex::new(BTreeMap::<String, u64>::new());
+    let batches = stream::iter(0..events / BATCH).for_each_concurrent(8, async |batch| {
+        let made: Vec<Value> = (0..BATCH)
+            .map(|n| {
+                let (thousandths, model) = (rand::random_range(0..=9_999_999_u64), format!("m-{}", n % 7));
+                *sent.lock().expect("no panic").entry(model.clone()).or_default() += thousandths;
+                let value = format!("{}.{:03}", thousandths / 1_000, thousandths % 1_000);
+                event(&format!("{batch}-{n}"), json!(value), &model)
+            })
+            .collect();
+        let send = async |some: &[Value]| {
+            let request = acme.api(Method::POST, "/usage/events");
+            let request = request.header("content-type", "application/cloudevents-batch+json");
+            expect(request.body(json!(some).to_string()), StatusCode::ACCEPTED).await
+        };
+        assert_eq!(send(&made).await, json!({ "accepted": BATCH, "duplicates": 0 }));
+        assert_eq!(send(&made[..AGAIN]).await, json!({ "accepted": 0, "duplicates": AGAIN }));
+    });
+    batches.await;
+    let sent = sent.into_inner().expect("no panic");
+    let in_thousandths = |value: &Value| {
+        let (whole, part) =
+            value.as_str().expect("a decimal").split_once('.').unwrap_or((value.as_str().expect("one"), ""));
+        format!("{whole}{part:0<3}").parse::<u64>().expect("three places at most")
+    };
+    let total = usage(&acme, "meter=tokens").await;
+    assert_eq!(in_thousandths(&total[0]["value"]), sent.values().sum::<u64>());
+    let rows = usage(&acme, "meter=tokens&group_by=model").await;
+    let rows = rows.as_array().expect("rows").iter();
+    let by_model: BTreeMap<_, _> = rows
+        .map(|row| (row["group"]["model"].as_str().expect("a model").to_owned(), in_thousandths(&row["value"])))
+        .collect();
+    assert_eq!(by_model, sent);
+    println!("{events} events of {} models are summed exactly", by_model.len());
 }
 
 async fn the_cloudevents_librarys_events_count_in_both_of_its_modes(engine: Engine) {

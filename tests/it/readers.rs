@@ -34,7 +34,7 @@ const BYTES: usize = 128 << 10;
 
 /// How long is written beside a reader.
 fn time() -> Duration {
-    Duration::from_secs(if soak::on() { 60 } else { 5 })
+    Duration::from_secs(soak::either(5, 60))
 }
 
 /// Write over and over again for so long; how long each write took, in order of length.

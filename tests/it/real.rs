@@ -84,7 +84,7 @@ async fn what_people_ship_compiles_within_a_workers_limits() {
     let server = Server::start();
     large(&server).await;
     // A large one takes a core for ten seconds or more.
-    let bytes = if soak::on() { usize::MAX } else { 300_000 };
+    let bytes = soak::either(300_000, usize::MAX);
     let modules = modules().into_iter().filter(|(_, wasm)| wasm.len() <= bytes).enumerate();
     server
         .share(2, modules, async |tenant, (n, (path, wasm))| {
@@ -105,8 +105,6 @@ async fn what_people_ship_compiles_within_a_workers_limits() {
             assert!(status.is_success() || told.contains("component_invalid"), "{}: {told}", path.display());
         })
         .await;
-    assert_eq!(server.metric("chalet_host_panics_total").await, 0.0);
-    assert_eq!(server.answered(500).await, 0.0);
 }
 
 /// Give new tenants a plan for guests that carry an interpreter.
@@ -174,5 +172,4 @@ async fn greets(engine: Engine, language: &str, component: &Path) {
     }
     let stored = acme.kv("visits", &language.to_lowercase()).await.expect("the counter is the tenant's");
     assert_eq!(stored, b"3");
-    assert_eq!(server.answered(500).await, 0.0);
 }

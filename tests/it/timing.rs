@@ -19,10 +19,6 @@ use crate::kit::timing::{LEAK, largest_t, smallest_t};
 /// Characters of a secret.
 const SECRET: usize = 32;
 
-fn measurements(usual: usize, soaked: usize) -> usize {
-    if soak::on() { soaked } else { usual }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_is_nearly_right_takes_as_long_as_any_other() {
     let bench = Engine::Sqlite.bench().await;
@@ -39,7 +35,7 @@ async fn a_key_that_is_nearly_right_takes_as_long_as_any_other() {
     let mut parts = right.split('_').skip(1);
     let id = parts.next().expect("an id").to_owned();
     let secret = parts.next().expect("a secret")[..SECRET].to_owned();
-    let measurements = measurements(20_000, 1_000_000);
+    let measurements = soak::either(20_000, 1_000_000);
     // So much of its beginning is the right one, and the next character is not.
     let guess = |same: usize| {
         let wrong = if secret[same..].starts_with('x') { "y" } else { "x" };
@@ -179,7 +175,7 @@ async fn what_another_tenant_has_takes_as_long_as_what_nobody_has() {
     let server = Server::start();
     let others = Others::on(&server).await;
     for (place, (path, _)) in others.places.iter().enumerate() {
-        let t = smallest_t(async || others.t(place, measurements(1_500, 20_000)).await).await;
+        let t = smallest_t(async || others.t(place, soak::either(1_500, 20_000)).await).await;
         println!("{path}: |t| = {t:.2}");
         assert!(t < LEAK, "{path} takes another time: |t| = {t:.2}");
     }

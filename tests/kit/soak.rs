@@ -5,9 +5,14 @@ pub fn on() -> bool {
     std::env::var("CHALET_SOAK").is_ok_and(|text| text == "1")
 }
 
+/// What a test does as part of `make test`, or under `make soak`.
+pub fn either<T>(usual: T, soaked: T) -> T {
+    if on() { soaked } else { usual }
+}
+
 /// Ten times as much, if asked for.
 pub fn count(usual: usize) -> usize {
-    if on() { 10 * usual } else { usual }
+    either(usual, 10 * usual)
 }
 
 /// Where random numbers begin: `CHALET_SEED`, to see a failure again, or anywhere.

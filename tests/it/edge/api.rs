@@ -203,7 +203,7 @@ async fn text_that_is_taken_for_something_else_breaks_nothing(engine: Engine) {
         tokio::task::spawn_blocking(|| Stock::start("corpora").ask("naughty", Value::Null)).await.expect("answered");
     let naughty = naughty.as_array().expect("a list").iter().filter_map(Value::as_str);
     let strings: Vec<String> = INJECTIONS.iter().copied().chain(naughty).map(str::to_owned).collect();
-    let most = if soak::on() { strings.len() } else { TRIED };
+    let most = soak::either(TRIED, strings.len());
     let mut next = 0;
     let mut some = || {
         next += most;
@@ -393,7 +393,7 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_co
 async fn schemathesis(server: &Server, document: &str, key: &str, paths: &str, settings: &str) -> (String, bool) {
     let folder = TempDir::new().expect("a temporary folder");
     std::fs::write(folder.path().join("schemathesis.toml"), settings).expect("written");
-    let examples = if soak::on() { "200" } else { "6" };
+    let examples = soak::either("6", "200");
     // Whether it goes without a key is asked as a tenant: bad credentials from one address lock out an operator's first key.
     let checks = if key == ADMIN { CHECKS.to_owned() } else { format!("{CHECKS},ignored_auth") };
     let mut command = tokio::task::spawn_blocking(|| stock::python("schemathesis")).await.expect("installed");
