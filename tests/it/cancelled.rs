@@ -6,7 +6,7 @@ use chalet::cli::build;
 use chalet::services::plugins::manifest::Manifest;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
@@ -17,6 +17,7 @@ use crate::kit::server::{Server, Tenant, expect};
 
 on_both_engines! {
     a_caller_that_goes_away_frees_all_that_it_held,
+    a_guest_that_waits_for_the_outside_ends_with_its_time,
     a_tenant_runs_no_more_than_its_plan_allows,
     no_tenant_takes_all_the_places_of_a_node,
 }
@@ -124,6 +125,39 @@ async fn a_caller_that_goes_away_frees_all_that_it_held(engine: Engine) {
     let recorded: f64 =
         records.iter().filter(|one| one["plugin"] == "guest-misbehave").filter_map(|one| one["fuel"].as_f64()).sum();
     assert_eq!(recorded, burned, "{records:?}");
+    watch.end(&server).await;
+}
+
+async fn a_guest_that_waits_for_the_outside_ends_with_its_time(engine: Engine) {
+    let (upstream, mut asked) = silent().await;
+    let server = Server::start_with(engine.setup().await.with("CHALET_EGRESS_LOCAL", &upstream));
+    let watch = Watch::begin(&server).await;
+    let tenant = patient(&server, "hurried", 1, &upstream).await;
+    let time = Duration::from_millis(400);
+    let plan = json!({ "timeout_ms": time.as_millis(), "concurrency": 1 });
+    expect(server.admin(Method::PUT, "/v1/plans/hurried").json(&plan), StatusCode::OK).await;
+    let mut fastest = Duration::MAX;
+    for _ in 0..TRIES {
+        let begun = Instant::now();
+        let answer = tenant.call(Method::POST, "guest-http", "/send").json(&waiting(&upstream)).send().await;
+        let answer = answer.expect("an answer");
+        let took = begun.elapsed();
+        assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
+        let problem: Value = answer.json().await.expect("a problem");
+        assert_eq!(problem["code"], "deadline_exceeded", "{problem}");
+        assert!(took >= time, "it had its time: {took:?}");
+        fastest = fastest.min(took - time);
+        // The one place is free, and nobody waits for the outside any more.
+        expect(tenant.call(Method::GET, "guest-misbehave", "/well"), StatusCode::OK).await;
+        let mut waited_for = asked.recv().await.expect("a request to the outside");
+        let mut sent = Vec::new();
+        tokio::time::timeout(Duration::from_secs(5), waited_for.read_to_end(&mut sent))
+            .await
+            .expect("it is closed")
+            .ok();
+    }
+    println!("ended {fastest:?} after its time");
+    assert!(fastest < BACK, "ended {fastest:?} after its time");
     watch.end(&server).await;
 }
 

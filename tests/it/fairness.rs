@@ -99,35 +99,6 @@ async fn a_guest_of_a_quiet_tenant_does_not_queue_behind_all_of_a_busy_ones() {
     panic!("the quiet tenant's median is {fair:?} in turns and {unfair:?} without");
 }
 
-/// The median of a quiet tenant's small writes while sixty-four clients of another one write as much as the disk takes.
-async fn beside_writers(breaks: &str) -> Duration {
-    let server = Server::start_with(Setup::sqlite().with("CHALET_BREAK", breaks));
-    server.unlimited().await;
-    let watch = Watch::begin(&server).await;
-    let (busy, quiet) = (server.tenant("busy").await, tenant(&server, "quiet").await);
-    let (n, value) = (AtomicU64::new(0), vec![b'x'; 128 << 10]);
-    // Few keys, so that it is the disk which is busy and not full.
-    let key = || format!("/kv/c/k-{}", n.fetch_add(1, Ordering::Relaxed) % 256);
-    let large = || busy.api(Method::PUT, &key()).body(value.clone());
-    let (took, sent) = flooded(64, large, median(|| write(&quiet))).await;
-    println!("a small write takes {took:?} beside {sent} large ones");
-    watch.end(&server).await;
-    took
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quiet_tenants_commit_does_not_queue_behind_all_of_a_busy_ones() {
-    let mut measured = Vec::new();
-    for _ in 0..3 {
-        let (fair, unfair) = (beside_writers("").await, beside_writers("turns").await);
-        if unfair > 3 * fair {
-            return;
-        }
-        measured.push((fair, unfair));
-    }
-    panic!("a quiet tenant's commits, in turns and without: {measured:?}");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn equal_tenants_get_alike_however_many_clients_each_has() {
     // The clients share the machine with the server and with other tests, which may starve some for a while.

@@ -10,7 +10,7 @@ use sha2::Sha256;
 
 use crate::kit::engine::Engine;
 use crate::kit::oracle::Watch;
-use crate::kit::process::resident_mib;
+use crate::kit::process::{forget_peak, own_mib, peak_mib, resident_mib};
 use crate::kit::server::{Server, Setup, Tenant, expect};
 use crate::kit::soak;
 use crate::kit::wat::{self, OK};
@@ -223,7 +223,13 @@ async fn memory_and_tables_end_at_the_plans_limit(engine: Engine) {
     // One table ends at the size that all have, and all together at the invocation's.
     let tables = "(drop (table.grow $t (ref.null func) (i32.const 19999)))
         (call $ok (i32.add (i32.const 201) (table.grow $u (ref.null func) (i32.const 19999))) (i32.const 0) (i32.const 0))";
-    let cases = [grow(1_022), grow(1_023), steps.into(), refused.into(), table.into(), tables.into()];
+    // A byte of each 4 KiB but for the first 128, which it has of its own.
+    let touched = format!(
+        "(drop (memory.grow (i32.const 1022))) (local.set 0 (i32.const 16383))
+        (loop $l (i32.store8 (i32.mul (local.get 0) (i32.const 4096)) (i32.const 1))
+            (br_if $l (i32.gt_u (local.tee 0 (i32.sub (local.get 0) (i32.const 1))) (i32.const 32)))) {OK}"
+    );
+    let cases = [grow(1_022), grow(1_023), steps.into(), refused.into(), table.into(), tables.into(), touched];
     let body = format!("(local i32) {}", wat::cases(cases.iter().map(String::as_str)));
     let grows = wat::plugin("grow", &body).with("fields", "(table $t 1 funcref) (table $u 1 funcref)");
     tenant.deploy_bytes("grow", grows.component()).await;
@@ -236,6 +242,11 @@ async fn memory_and_tables_end_at_the_plans_limit(engine: Engine) {
         assert_eq!(ended.status, status, "case {case}: {ended:?}");
         assert_eq!(denied().await - before, refusals, "case {case}");
     }
+    let (before, pid) = (resident_mib(server.pid()), server.pid());
+    forget_peak(pid);
+    assert_eq!(call(&tenant, "grow", 6).await.status, 200);
+    let most = peak_mib(pid) - before;
+    assert!((60.0..80.0).contains(&most), "64 MiB that are written are {most:.0} MiB of memory");
     // Three modules share one limit: what is far below it in each is above it together. What they begin with is looked at
     // when they are uploaded.
     let modules = |pages: u32, more: u32| {
@@ -259,6 +270,13 @@ async fn memory_and_tables_end_at_the_plans_limit(engine: Engine) {
     assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
     watch.end(&server).await;
 }
+
+/// A guest that asks for 64 KiB, and has no room for them.
+const NO_ROOM: &str =
+    "(global.set $top (i32.const 131000)) (call $random (i32.const 65536) (i32.const 512)) unreachable";
+
+/// 60 MiB of text in one call.
+const HUGE: &str = "(drop (memory.grow (i32.const 1000))) (call $write (i32.const 2) (i32.const 65536) (i32.const 62914560)) unreachable";
 
 /// Lies to the host, each a trap: about where something is, how long, and what it is.
 const LIES: &[&str] = &[
@@ -295,21 +313,22 @@ const LIES: &[&str] = &[
     "(drop (call $ok (i32.const 200) (i32.const 0) (i32.const 0))) (i32.store (i32.const 1040) (i32.const -1)) (i32.const 1024)",
     "(drop (call $ok (i32.const 200) (i32.const 0) (i32.const 0))) (i32.store (i32.const 1036) (i32.const 1)) (i32.store (i32.const 1040) (i32.const 1)) (i32.const 1024)",
     "(call $ok (i32.const 200) (i32.const 0) (i32.const 0x40000000))",
-    // 60 MiB of text in one call.
-    "(drop (memory.grow (i32.const 1000))) (call $write (i32.const 2) (i32.const 65536) (i32.const 62914560)) unreachable",
+    HUGE,
     // What the host gives, where there is no room for it.
-    "(global.set $top (i32.const 131000)) (call $random (i32.const 4096) (i32.const 512)) unreachable",
+    NO_ROOM,
     "(global.set $top (i32.const -64)) (call $random (i32.const 4096) (i32.const 512)) unreachable",
     "(call $random (i32.const 65537) (i32.const 512)) unreachable",
-    // More handles than there may be.
+    // More handles than there may be: any number, and one.
     "(loop $l (drop (call $make (i32.const 1))) (br $l)) unreachable",
+    "(local.set 0 (i32.const 2001)) (loop $l (drop (call $make (i32.const 1)))
+        (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1))))) unreachable",
 ];
 
 async fn a_lie_about_what_is_handed_over_is_a_trap(engine: Engine) {
     let server = engine.server().await;
     let watch = Watch::begin(&server).await;
     let tenant = tenant(&server, "lying", json!({})).await;
-    // And what is no lie: a clock that stands still, another that only falls, 1,900 handles, texts that are well formed, and 60 MiB that the guest
+    // And what is no lie: a clock that stands still, another that only falls, 2,000 handles, texts that are well formed, and 60 MiB that the guest
     // itself has.
     let honest = [
         "(local.set 1 (call $now)) (local.set 0 (i32.const 20000))
@@ -318,7 +337,7 @@ async fn a_lie_about_what_is_handed_over_is_a_trap(engine: Engine) {
         "(local.set 1 (i64.const 60000)) (local.set 0 (i32.const 20000))
         (loop $l (local.set 2 (call $remaining)) (if (i64.gt_u (local.get 2) (local.get 1)) (then unreachable))
             (local.set 1 (local.get 2)) (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))",
-        "(local.set 0 (i32.const 1900)) (loop $l (drop (call $make (i32.const 1)))
+        "(local.set 0 (i32.const 2000)) (loop $l (drop (call $make (i32.const 1)))
             (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))",
         "(i32.store (i32.const 600) (i32.const 0xde00d83d)) (call $write16 (i32.const 2) (i32.const 600) (i32.const 2))
         (call $writel1 (i32.const 2) (i32.const 600) (i32.const 0x80000002))
@@ -342,17 +361,35 @@ async fn a_lie_about_what_is_handed_over_is_a_trap(engine: Engine) {
         LIES.iter().copied().chain(honest.iter().map(String::as_str)).chain(answers.iter().map(|(text, _)| *text));
     let body = format!("(local i32 i64 i64) {}", wat::cases(cases));
     tenant.deploy_bytes("lie", wat::plugin("lie", &body).component()).await;
-    let plan = json!({ "timeout_ms": 60_000, "fuel": 10 * FUEL });
+    let plan =
+        json!({ "timeout_ms": 60_000, "fuel": 10 * FUEL, "requests_per_second": 100_000, "request_burst": 100_000 });
     expect(server.admin(Method::PUT, "/v1/plans/lying").json(&plan), StatusCode::OK).await;
     for (case, text) in LIES.iter().enumerate() {
         let (before, begun) = (resident_mib(server.pid()), Instant::now());
+        forget_peak(server.pid());
         let ended = call(&tenant, "lie", case).await;
         assert_eq!((ended.status, ended.code.as_str()), (502, "plugin_failed"), "{text}: {ended:?}");
         assert!(begun.elapsed() < Duration::from_secs(5), "{text} took {:?}", begun.elapsed());
-        // A guest's own pages are gone by now; what the host copied would be here.
-        let grown = resident_mib(server.pid()) - before;
-        assert!(grown < 32.0, "{text} left {grown:.0} MiB");
+        // The guest writes next to nothing; what the host copied would be here.
+        let grown = peak_mib(server.pid()) - before;
+        assert!(grown < 32.0, "{text} took {grown:.0} MiB");
     }
+    let of = |text: &str| LIES.iter().position(|lie| *lie == text).expect("a lie");
+    let mut fastest = u64::MAX;
+    for _ in 0..5 {
+        fastest =
+            fastest.min(call(&tenant, "lie", of(HUGE)).await.record["duration_ms"].as_u64().expect("milliseconds"));
+    }
+    println!("60 MiB in a call are refused after {fastest} ms");
+    assert!(fastest <= 5, "60 MiB in a call are refused after {fastest} ms");
+    // Kept, what was made for guests without room for it would be a hundred MiB.
+    let before = own_mib(server.pid());
+    for _ in 0..1_600 {
+        let request = tenant.call(Method::GET, "lie", &format!("/{:02}", of(NO_ROOM)));
+        assert_eq!(request.send().await.expect("an answer").status(), StatusCode::BAD_GATEWAY);
+    }
+    let kept = own_mib(server.pid()) - before;
+    assert!(kept < 48.0, "{kept:.0} MiB are kept of what no guest took");
     for case in LIES.len()..LIES.len() + honest.len() {
         assert_eq!(call(&tenant, "lie", case).await.status, 200, "{}", honest[case - LIES.len()]);
     }
@@ -366,13 +403,12 @@ async fn a_lie_about_what_is_handed_over_is_a_trap(engine: Engine) {
 async fn a_limit_is_met_to_the_unit(engine: Engine) {
     let server = engine.server().await;
     let watch = Watch::begin(&server).await;
-    // A thousand calls of ten bytes each, and what it burns.
-    let body = format!(
-        "(local i32) (local.set 0 (i32.const 1000))
-        (loop $l (call $write (i32.const 2) (i32.const 0) (i32.const 10))
-            (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1))))) {OK}"
-    );
-    let component = wat::plugin("exact", &body).component();
+    // A thousand calls of ten bytes each, an answer of a thousand bytes, and what that burns.
+    let body = "(local i32) (local.set 0 (i32.const 1000))
+        (loop $l (call $write (i32.const 2) (i32.const 2048) (i32.const 10))
+            (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))
+        (call $ok (i32.const 200) (i32.const 0) (i32.const 1000))";
+    let component = wat::plugin("exact", body).with("fields", "(data (i32.const 2048) \"ten  bytes\")").component();
     let run = async |name: &str, limits: Value| {
         let tenant = tenant(&server, name, limits).await;
         tenant.deploy_bytes("exact", component.clone()).await;
@@ -385,6 +421,7 @@ async fn a_limit_is_met_to_the_unit(engine: Engine) {
         ("host_calls", 1_000, 502, "hostcall_budget"),
         ("host_call_bytes", 10_000, 502, "hostcall_bytes"),
         ("memory_bytes", 128 << 10, 502, "memory_exhausted"),
+        ("response_body_bytes", 1_000, 502, "invalid_response"),
         // The last unit is never burned: a run ends when nothing is left.
         ("fuel", fuel + 1, 504, "fuel_exhausted"),
     ];
@@ -396,11 +433,22 @@ async fn a_limit_is_met_to_the_unit(engine: Engine) {
             assert_eq!((ended.status, ended.code.as_str()), expected, "{limit} of {value}: {ended:?}");
             let burned = ended.record["fuel"].as_u64().expect("fuel");
             match (limit, ended.status) {
-                (_, 200) => assert_eq!(burned, fuel, "{limit} of {value}"),
+                (_, 200) | ("response_body_bytes", _) => assert_eq!(burned, fuel, "{limit} of {value}"),
                 ("fuel", _) => assert_eq!(burned, value, "all of it is billed"),
                 _ => assert!(burned < fuel, "{limit} of {value} burned {burned}"),
             }
         }
+    }
+    // What is logged beyond the limit fails nothing, and is not kept. A line is counted with sixteen bytes beside its own.
+    let exact = 1_000 * (16 + 10);
+    for (n, value) in [exact - 1, exact, exact + 1].into_iter().enumerate() {
+        let ended = run(&format!("log-{n}"), json!({ "log_bytes": value })).await;
+        assert_eq!(ended.status, 200, "{ended:?}");
+        let log = ended.record["log"].as_array().expect("lines");
+        let whole = log.iter().filter(|line| line["message"].as_str().is_some_and(|text| text.len() == 10)).count();
+        // In place of the last is a part of it, and a line that says so.
+        let expected = if value < exact { (999, 1_001) } else { (1_000, 1_000) };
+        assert_eq!((whole, log.len()), expected, "a log of {value} bytes");
     }
     watch.end(&server).await;
 }

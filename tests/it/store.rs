@@ -1,6 +1,6 @@
 //! What a transaction promises, held by both engines: each behaviour below runs on SQLite and on PostgreSQL.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::kit::engine::Engine;
@@ -12,7 +12,8 @@ use chalet::effects::{
 };
 use chalet::kernel::error::Kind;
 use chalet::kernel::tenant::{Plan, TenantScope};
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
+use futures_util::poll;
 
 /// A space whose rows the quota counts, as a tenant's own collections are.
 const KV: Space = Space::named("kv/things");
@@ -49,6 +50,7 @@ on_both_engines! {
     sets_of_a_batch_see_each_other,
     limits_are_refused_where_they_are_passed,
     a_large_value_does_not_slow_its_neighbours_down,
+    a_quiet_tenants_commit_goes_before_most_of_a_busy_ones,
     keys_come_in_the_order_of_their_bytes,
     commits_that_end_together_share_a_transaction,
     reads_that_come_together_share_statements,
@@ -784,6 +786,51 @@ async fn limits_are_refused_where_they_are_passed(engine: Engine) {
         effects.list(&KV.prefix(""), usize::MAX).await.expect("below the limit");
     }
     assert_eq!(effects.list(&KV.prefix(""), usize::MAX).await.expect_err("too many").code(), "too_many_reads");
+}
+
+/// How many of a busy tenant's 64 large commits end before a small one of a tenant that came after all of them.
+async fn before_a_small_one(bench: &Bench, breaks: Breaks) -> usize {
+    let shard = bench.broken(breaks);
+    let (busy, quiet) = (bench.tenant().await, bench.tenant().await);
+    let commit = async |scope: &TenantScope, key: String, bytes: usize| {
+        let mut effects = shard.begin(scope);
+        effects.put(FREE.key(key), vec![7; bytes], None).expect("staged");
+        let verdict = shard.commit(effects.into_set(None, None)).await.expect("answered");
+        assert!(matches!(verdict, Verdict::Committed { .. }), "{verdict:?}");
+    };
+    let ended = AtomicUsize::new(0);
+    let large = async |n: usize| {
+        commit(&busy, format!("k{n}"), 128 << 10).await;
+        ended.fetch_add(1, Ordering::SeqCst);
+    };
+    // What is looked at once waits for its turn from then on.
+    let mut all: Vec<_> = (0..64).map(|n| Box::pin(large(n))).collect();
+    for one in &mut all {
+        assert!(poll!(one).is_pending());
+    }
+    let mut small = Box::pin(async {
+        commit(&quiet, "k".into(), 1).await;
+        ended.load(Ordering::SeqCst)
+    });
+    assert!(poll!(&mut small).is_pending());
+    join(join_all(all), small).await.1
+}
+
+async fn a_quiet_tenants_commit_goes_before_most_of_a_busy_ones(engine: Engine) {
+    let bench = engine.bench().await;
+    // Of some times, since the first has to connect.
+    let mut ended = usize::MAX;
+    for _ in 0..5 {
+        ended = ended.min(before_a_small_one(&bench, Breaks::default()).await);
+    }
+    println!("{ended} of 64 large commits ended first");
+    // The batch that was on its way, and the tenant's share of its own.
+    assert!(ended <= 32, "{ended} of 64 large commits ended first");
+    // PostgreSQL commits tenants beside each other.
+    if engine == Engine::Sqlite {
+        let ended = before_a_small_one(&bench, Breaks { turns: true, ..Breaks::default() }).await;
+        assert!(ended > 48, "without turns only {ended} of 64 large commits ended first");
+    }
 }
 
 async fn a_large_value_does_not_slow_its_neighbours_down(engine: Engine) {

@@ -1,5 +1,5 @@
 //! What must be true after anything hostile: the server is the same process and did nothing that it must not
-//! ([`Server::judge`]), a tenant that had nothing to do with it was answered all the time, and memory, descriptors, tasks and
+//! ([`Server::verdict`]), a tenant that had nothing to do with it was answered all the time, and memory, descriptors, tasks and
 //! threads came back.
 
 use std::sync::Arc;
@@ -92,7 +92,7 @@ impl Watch {
         took.sort_unstable();
         assert!(!took.is_empty(), "the canary never called");
         assert_eq!(server.pid(), self.pid, "the server is another process");
-        server.judge();
+        server.verdict().unwrap_or_else(|fault| panic!("{fault}"));
         let until = Instant::now() + PATIENCE;
         loop {
             let held = Held::by(server).await;

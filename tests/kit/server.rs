@@ -100,7 +100,9 @@ pub struct Server {
     pub data: std::sync::Arc<TempDir>,
     setup: Setup,
     process: Mutex<Child>,
+    /// The test itself has ended it.
     ended: AtomicBool,
+    /// What the test makes happen in it.
     panics: AtomicU32,
     errors: AtomicBool,
 }
@@ -191,14 +193,21 @@ impl Server {
     }
 
     /// Whether nothing happened in it that must not, whatever a test did to it.
-    pub fn judge(&self) {
+    pub fn verdict(&self) -> Result<(), String> {
         let ended = self.process.lock().expect("no test panicked with the lock").try_wait().expect("it is our child");
-        assert!(ended.is_none(), "the server has ended by itself: {ended:?}");
-        let metrics = scrape(&self.url).expect("a server that lives shows its metrics");
-        let panics = f64::from(self.panics.load(Ordering::Relaxed));
-        assert_eq!(sum(&metrics, "chalet_host_panics_total", ""), panics, "the host panicked");
+        if let Some(status) = ended {
+            return Err(format!("the server has ended by itself: {status}"));
+        }
+        let metrics = scrape(&self.url).map_err(|error| format!("the server shows no metrics: {error}"))?;
+        let panics = sum(&metrics, "chalet_host_panics_total", "");
+        if panics != f64::from(self.panics.load(Ordering::Relaxed)) {
+            return Err(format!("the host panicked {panics} times"));
+        }
         let errors = sum(&metrics, "chalet_requests_total", "status=\"500\"");
-        assert!(errors == 0.0 || self.errors.load(Ordering::Relaxed), "{errors} requests were answered with 500");
+        if errors > 0.0 && !self.errors.load(Ordering::Relaxed) {
+            return Err(format!("{errors} requests were answered with 500"));
+        }
+        Ok(())
     }
 
     /// What it has logged, if it was started [`Setup::logged`].
@@ -276,10 +285,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !std::thread::panicking() && !self.ended.load(Ordering::Relaxed) {
-            self.judge();
-        }
+        let judged = !std::thread::panicking() && !self.ended.load(Ordering::Relaxed);
+        let verdict = if judged { self.verdict() } else { Ok(()) };
         self.kill();
+        verdict.unwrap_or_else(|fault| panic!("{fault}"));
     }
 }
 
