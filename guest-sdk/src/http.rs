@@ -338,8 +338,8 @@ pub fn post(url: impl Into<String>) -> Call {
 
 /// Send a call and wait for the whole answer. Redirects are answers, not followed, and so is any status.
 ///
-/// Fails with [`Error::Denied`](crate::Error::Denied) for a host the manifest does not name or an address that is not
-/// public, and with [`Error::Unavailable`](crate::Error::Unavailable) if nobody answers in time.
+/// Fails with [`Error::Denied`](crate::Error::Denied) for a host the manifest does not name, a port of another protocol, such
+/// as 25, or an address that is not public, and with [`Error::Unavailable`](crate::Error::Unavailable) if nobody answers in time.
 pub fn send(call: Call) -> Result<Response> {
     host::http_send(call)
 }
