@@ -6,6 +6,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use crate::kit::engine::Engine;
+use crate::kit::oracle::Watch;
 use crate::kit::server::{Server, expect};
 
 on_both_engines! {
@@ -65,6 +66,7 @@ async fn whole_answer(
 
 async fn without_a_valid_credential_every_route_answers_401(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     server.tenant("acme").await;
     let mistyped = format!("chalet_{}_{}", "a".repeat(12), "b".repeat(38));
     for (_, method, path) in operations("acme") {
@@ -76,10 +78,12 @@ async fn without_a_valid_credential_every_route_answers_401(engine: Engine) {
             assert!(closed, "{method} {path} answered {status} {body}");
         }
     }
+    watch.end(&server).await;
 }
 
 async fn another_tenants_path_answers_as_one_that_does_not_exist(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     server.tenant("acme").await;
     let globex = server.tenant("globex").await;
     let foreign = operations("acme");
@@ -100,10 +104,12 @@ async fn another_tenants_path_answers_as_one_that_does_not_exist(engine: Engine)
             }
         }
     }
+    watch.end(&server).await;
 }
 
 async fn what_a_tenant_does_not_have_answers_as_what_only_another_has(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     acme.deploy("guest-webhook").await;
     acme.secret("THEIRS", "hush").await;
@@ -145,10 +151,12 @@ async fn what_a_tenant_does_not_have_answers_as_what_only_another_has(engine: En
     for (tenant, plugin) in [("acme", "guest-webhook"), ("acme", "nothing"), ("globex", "guest-webhook")] {
         assert_eq!(call(tenant, plugin).await, nowhere, "{tenant} {plugin}");
     }
+    watch.end(&server).await;
 }
 
 async fn a_tenant_that_is_named_beside_the_path_is_nobody(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     expect(acme.api(Method::PUT, "/kv/c/k").body("acme's"), StatusCode::CREATED).await;
     let put = globex.api(Method::PUT, "/kv/c/k?tenant=acme&tenant_id=acme&app.tenant=acme");
@@ -177,10 +185,12 @@ async fn a_tenant_that_is_named_beside_the_path_is_nobody(engine: Engine) {
     // A body that says more than is asked is refused where its shape is known.
     let key = serde_json::json!({ "name": "x", "scopes": ["invoke"], "tenant": "acme" });
     expect(globex.api(Method::POST, "/keys").json(&key), StatusCode::BAD_REQUEST).await;
+    watch.end(&server).await;
 }
 
 async fn a_key_without_the_scope_is_refused_and_one_with_it_is_not(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     let mut keys = Vec::new();
     for (right, includes) in [
@@ -207,10 +217,12 @@ async fn a_key_without_the_scope_is_refused_and_one_with_it_is_not(engine: Engin
             assert_eq!(!refused, allowed, "{method} {path} with {includes:?} answered {status} {body}");
         }
     }
+    watch.end(&server).await;
 }
 
 async fn no_key_makes_a_wider_key(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     let make = |key: &str, scope: &str| {
         let request = server.anonymous(Method::POST, "/v1/tenants/acme/keys").bearer_auth(key);
@@ -219,10 +231,12 @@ async fn no_key_makes_a_wider_key(engine: Engine) {
     assert_eq!(make(&acme.key, "platform:admin").await.expect("an answer").status(), StatusCode::FORBIDDEN);
     let writer = acme.mint(&["tenant:write"]).await;
     assert_eq!(make(&writer, "tenant:read").await.expect("an answer").status(), StatusCode::FORBIDDEN);
+    watch.end(&server).await;
 }
 
 async fn a_revoked_key_is_refused_at_once(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     let key = acme.mint(&["tenant:read"]).await;
     let id = key.split('_').nth(1).expect("an id").to_owned();
@@ -231,4 +245,5 @@ async fn a_revoked_key_is_refused_at_once(engine: Engine) {
     let gone = acme.api(Method::DELETE, &format!("/keys/{id}")).send().await.expect("an answer");
     assert_eq!(gone.status(), StatusCode::NO_CONTENT);
     assert_eq!(read().await.expect("an answer").status(), StatusCode::UNAUTHORIZED);
+    watch.end(&server).await;
 }

@@ -3,6 +3,7 @@
 use reqwest::{Method, StatusCode};
 
 use crate::kit::engine::Engine;
+use crate::kit::oracle::Watch;
 use crate::kit::server::expect;
 
 on_both_engines! {
@@ -13,6 +14,7 @@ on_both_engines! {
 
 async fn a_public_plugin_needs_no_key_and_a_credential_of_ours_stays_outside(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-context").await;
     acme.deploy("guest-hello").await;
@@ -22,10 +24,12 @@ async fn a_public_plugin_needs_no_key_and_a_credential_of_ours_stays_outside(eng
     assert!(text.contains("/context/a%20b") && text.contains("guest-context") && text.contains("acme"), "{text}");
     let anonymous = server.anonymous(Method::GET, "/t/acme/guest-hello/").send().await.expect("an answer");
     assert_eq!(anonymous.status(), StatusCode::UNAUTHORIZED);
+    watch.end(&server).await;
 }
 
 async fn another_tenants_plugin_answers_as_one_that_does_not_exist(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     acme.deploy("guest-hello").await;
     let get = |path: &str| server.anonymous(Method::GET, path).bearer_auth(&globex.key);
@@ -40,6 +44,7 @@ async fn another_tenants_plugin_answers_as_one_that_does_not_exist(engine: Engin
     let reader = acme.mint(&["tenant:read"]).await;
     let without_scope = server.anonymous(Method::GET, "/t/acme/guest-hello/").bearer_auth(&reader);
     expect(without_scope, StatusCode::FORBIDDEN).await;
+    watch.end(&server).await;
 }
 
 async fn random_bytes_differ_between_invocations(engine: Engine) {

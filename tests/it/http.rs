@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 
 use crate::kit::engine::Engine;
 use crate::kit::guests::component;
+use crate::kit::oracle::Watch;
 use crate::kit::server::{Server, expect};
 
 on_both_engines! {
@@ -63,6 +64,7 @@ pub(crate) async fn upstream() -> (u16, Arc<Mutex<Vec<String>>>) {
 async fn what_is_not_granted_or_points_inwards_is_refused(engine: Engine) {
     let (port, seen) = upstream().await;
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-http").await;
     for (url, kinds) in [
@@ -82,6 +84,7 @@ async fn what_is_not_granted_or_points_inwards_is_refused(engine: Engine) {
         assert!(kinds.split('|').any(|one| one == kind), "{url}: {answer}");
     }
     assert_eq!(seen.lock().expect("no panic").len(), 0, "nothing reached the canary");
+    watch.end(&server).await;
 }
 
 /// The guest with a grant for this address: a port that is not the scheme's own has to be granted as such.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::kit::engine::Engine;
+use crate::kit::oracle::Watch;
 use crate::kit::postgres::{self, Database};
 use crate::kit::server::{Server, Setup, Tenant, acme_on, expect};
 
@@ -23,6 +24,7 @@ on_both_engines! {
 
 async fn a_repeated_request_gets_the_first_answer_and_has_one_effect(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     acme.deploy("notes").await;
     let post = |key: &str| {
@@ -44,10 +46,12 @@ async fn a_repeated_request_gets_the_first_answer_and_has_one_effect(engine: Eng
     let other =
         acme.call(Method::POST, "notes", "/notes").header("idempotency-key", "k-1").json(&json!({ "text": "other" }));
     assert_eq!(expect(other, StatusCode::UNPROCESSABLE_ENTITY).await["code"], "idempotency_key_reused");
+    watch.end(&server).await;
 }
 
 async fn the_same_key_at_the_same_time_has_one_effect(engine: Engine) {
     let server = Arc::new(engine.server().await);
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     acme.deploy("notes").await;
     for round in 0..20 {
@@ -63,10 +67,12 @@ async fn the_same_key_at_the_same_time_has_one_effect(engine: Engine) {
     }
     let notes = expect(acme.api(Method::GET, "/kv/notes?limit=1000"), StatusCode::OK).await;
     assert_eq!(notes["data"].as_array().map(Vec::len), Some(20));
+    watch.end(&server).await;
 }
 
 async fn keys_of_different_callers_and_tenants_do_not_meet(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
     let other_key = acme.mint(&["tenant:write"]).await;
     let write = |tenant: &str, key: &str, value: &'static str| {
@@ -78,10 +84,12 @@ async fn keys_of_different_callers_and_tenants_do_not_meet(engine: Engine) {
     assert_eq!(write("globex", &globex.key, "3").await.expect("an answer").status(), StatusCode::CREATED);
     assert_eq!(acme.kv("c", "k").await.as_deref(), Some(&b"2"[..]));
     assert_eq!(globex.kv("c", "k").await.as_deref(), Some(&b"3"[..]));
+    watch.end(&server).await;
 }
 
 async fn making_a_tenant_or_a_key_again_gives_the_same_answer(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let make = || {
         server.admin(Method::POST, "/v1/tenants").header("idempotency-key", "t").json(&json!({ "id": "acme" })).send()
     };
@@ -101,10 +109,12 @@ async fn making_a_tenant_or_a_key_again_gives_the_same_answer(engine: Engine) {
     assert_eq!(key().await, key().await);
     let keys = expect(server.admin(Method::GET, "/v1/tenants/acme/keys"), StatusCode::OK).await;
     assert_eq!(keys["data"].as_array().map(Vec::len), Some(1));
+    watch.end(&server).await;
 }
 
 async fn a_failure_is_not_stored_and_the_next_try_runs(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-kv").await;
     let run = |ops: Value| {
@@ -117,10 +127,12 @@ async fn a_failure_is_not_stored_and_the_next_try_runs(engine: Engine) {
     // The same key with another request is free: the failure left no answer behind.
     expect(run(json!([{ "op": "put", "key": "a", "value": 2 }])), StatusCode::OK).await;
     assert_eq!(acme.kv("c", "a").await.as_deref(), Some(&b"2"[..]));
+    watch.end(&server).await;
 }
 
 async fn strangers_do_not_share_answers(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     acme.deploy("guest-context").await;
     let invocation = async |header: &str, value: &str| {
@@ -136,6 +148,7 @@ async fn strangers_do_not_share_answers(engine: Engine) {
         answered.insert(first);
     }
     assert_eq!(answered.len(), strangers.len(), "a stranger got another's answer");
+    watch.end(&server).await;
 }
 
 /// A call that counts itself in `n`, and takes a while.

@@ -4,6 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::kit::engine::Engine;
+use crate::kit::oracle::Watch;
 use crate::kit::server::expect;
 
 on_both_engines! {
@@ -45,6 +46,7 @@ async fn a_check_counts_also_if_the_invocation_fails(engine: Engine) {
 
 async fn a_burst_beyond_the_plan_is_429_and_leaves_the_neighbour_alone(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let plan = json!({ "requests_per_second": 1, "request_burst": 5 });
     expect(server.admin(Method::PUT, "/v1/plans/small").json(&plan), StatusCode::OK).await;
     let (acme, globex) = (server.tenant("acme").await, server.tenant("globex").await);
@@ -64,6 +66,7 @@ async fn a_burst_beyond_the_plan_is_429_and_leaves_the_neighbour_alone(engine: E
         expect(globex.call(Method::GET, "guest-hello", "/"), StatusCode::OK).await;
     }
     assert!(refused >= 10, "{refused} of 20 were refused");
+    watch.end(&server).await;
 }
 
 async fn a_document_that_means_nothing_is_refused(engine: Engine) {

@@ -8,6 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::kit::engine::Engine;
+use crate::kit::oracle::Watch;
 use crate::kit::server::{Tenant, expect};
 use crate::kit::soak;
 use crate::kit::stock::Stock;
@@ -94,6 +95,7 @@ async fn usage_is_the_sum_of_the_events_that_were_sent(engine: Engine) {
     const AGAIN: usize = 20;
     let events = soak::either(4_000, 1_000_000);
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     server.unlimited().await;
     let acme = server.tenant("acme").await;
     let definition =
@@ -134,6 +136,7 @@ async fn usage_is_the_sum_of_the_events_that_were_sent(engine: Engine) {
         .collect();
     assert_eq!(by_model, sent);
     println!("{events} events of {} models are summed exactly", by_model.len());
+    watch.end(&server).await;
 }
 
 async fn the_cloudevents_librarys_events_count_in_both_of_its_modes(engine: Engine) {

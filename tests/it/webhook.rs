@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::kit::engine::Engine;
+use crate::kit::oracle::Watch;
 use crate::kit::server::{Tenant, expect};
 use crate::kit::stock::Stock;
 
@@ -64,6 +65,7 @@ async fn status_of(acme: &Tenant<'_>) -> Option<Value> {
 
 async fn a_signed_event_has_its_effects_once_and_a_forged_one_none(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     acme.deploy("stripe-billing").await;
     let event = subscription("evt_1", "active", now_s());
@@ -91,6 +93,7 @@ async fn a_signed_event_has_its_effects_once_and_a_forged_one_none(engine: Engin
     assert_eq!(status_of(&acme).await, Some(json!("canceled")));
     let records = expect(acme.api(Method::GET, "/invocations"), StatusCode::OK).await;
     assert_eq!(records["data"].as_array().map(Vec::len), Some(2), "duplicates and forgeries ran nothing: {records}");
+    watch.end(&server).await;
 }
 
 async fn the_same_signed_bytes_under_another_id_are_a_replay(engine: Engine) {
@@ -213,6 +216,7 @@ async fn a_delivery_is_a_part_of_its_circle(engine: Engine) {
 
 async fn another_tenants_source_answers_as_one_that_does_not_exist(engine: Engine) {
     let server = engine.server().await;
+    let watch = Watch::begin(&server).await;
     let acme = server.tenant("acme").await;
     acme.deploy("stripe-billing").await;
     let body = |answer: Value| (answer["status"].clone(), answer["code"].clone(), answer["detail"].clone());
@@ -221,4 +225,5 @@ async fn another_tenants_source_answers_as_one_that_does_not_exist(engine: Engin
     for hook in [acme.hook("github"), globex.hook("stripe")] {
         assert_eq!(body(expect(hook, StatusCode::NOT_FOUND).await), absent);
     }
+    watch.end(&server).await;
 }

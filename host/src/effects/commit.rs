@@ -428,7 +428,11 @@ impl Shard {
                 for tenant in &tenants {
                     queue.busy.remove(tenant);
                     if queue.sets.get(tenant).is_some_and(|sets| !sets.is_empty()) && !queue.order.contains(tenant) {
-                        queue.order.push_back(tenant.clone());
+                        if self.0.breaks.turns {
+                            queue.order.push_front(tenant.clone());
+                        } else {
+                            queue.order.push_back(tenant.clone());
+                        }
                     }
                 }
                 !queue.order.is_empty()
