@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,12 @@ const SLOW_FOR: Duration = Duration::from_secs(1);
 const CHECKPOINT_BYTES: u64 = 4 << 20;
 /// Bytes of write-ahead log at which the writer waits for readers, so that the log starts anew.
 const RESTART_BYTES: u64 = 64 << 20;
+/// Bytes that are not copied then, at most, since those who write wait for their copy: some tenths of a second.
+const RESTART_BEHIND: u64 = 64 << 20;
+/// Copies after which the writer waits for more than that: it is faster than they are.
+const RESTART_COPIES: u32 = 4;
+/// Bytes that a page takes in the log: itself, and its header (SQLite, WAL-mode file format, 4).
+const FRAME: u64 = 4_096 + 24;
 /// How long it waits: longer than reads of the host's own take, and hardly felt if somebody else's stays.
 const RESTART_WAIT: Duration = Duration::from_millis(500);
 
@@ -195,6 +201,10 @@ struct Checkpoints {
     wal: PathBuf,
     /// Bytes of write-ahead log at which readers are waited for next.
     restart_at: AtomicU64,
+    /// Bytes of it that are copied.
+    copied: AtomicU64,
+    /// Copies, one after another, that no reader kept from the end of the log.
+    copies: AtomicU32,
 }
 
 impl Checkpoints {
@@ -203,29 +213,39 @@ impl Checkpoints {
         connection.busy_timeout(RESTART_WAIT).map_err(failed)?;
         let mut wal = path.as_os_str().to_owned();
         wal.push("-wal");
-        Ok(Self { connection: Mutex::new(connection), wal: wal.into(), restart_at: AtomicU64::new(RESTART_BYTES) })
+        Ok(Self {
+            connection: Mutex::new(connection),
+            wal: wal.into(),
+            restart_at: AtomicU64::new(RESTART_BYTES),
+            copied: AtomicU64::new(0),
+            copies: AtomicU32::new(0),
+        })
     }
 
-    /// Look at the log after a commit.
+    /// Look at the log after a commit. What a reader that stayed has left is copied beside the commits first, however much
+    /// it is; and as long as it stays nobody waits for it.
     fn look(self: &Arc<Self>) {
         let bytes = std::fs::metadata(&self.wal).map_or(0, |file| file.len());
-        if bytes >= self.restart_at.load(Ordering::Relaxed) {
-            self.run(Some(bytes));
-        } else if bytes >= CHECKPOINT_BYTES
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-            // While one runs there is no need of another.
-            && self.connection.try_lock().is_ok()
-        {
+        // While one runs there is no need of another, and no commit waits for it.
+        let Some(connection) = self.connection.try_lock().ok().filter(|_| bytes >= CHECKPOINT_BYTES) else { return };
+        let behind = bytes.saturating_sub(self.copied.load(Ordering::Relaxed));
+        let near = behind <= RESTART_BEHIND || self.copies.load(Ordering::Relaxed) >= RESTART_COPIES;
+        if bytes >= self.restart_at.load(Ordering::Relaxed) && near {
+            self.run(&connection, Some(bytes));
+        } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let this = self.clone();
-            runtime.spawn_blocking(move || this.run(None));
+            runtime.spawn_blocking(move || this.run(&this.connection(), None));
         }
     }
 
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Copy the log; one of so many bytes is cut off then, so that its size says how much of it is used.
-    fn run(&self, restart: Option<u64>) {
+    fn run(&self, connection: &Connection, restart: Option<u64>) {
         let checkpoint =
             if restart.is_some() { "pragma wal_checkpoint(truncate)" } else { "pragma wal_checkpoint(passive)" };
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         // Whether it was kept from it, the pages of the log, and those that are copied.
         let outcome = connection.query_row(checkpoint, [], |row| {
             Ok((row.get::<_, bool>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
@@ -234,8 +254,16 @@ impl Checkpoints {
             // A reader that stays, such as a backup of the operator's: it is waited for again when twice as much is there,
             // so that those who write wait seldom.
             (Ok((true, ..)), Some(bytes)) => self.restart_at.store(2 * bytes, Ordering::Relaxed),
-            (Ok((_, pages, copied)), _) if pages == copied => self.restart_at.store(RESTART_BYTES, Ordering::Relaxed),
-            (Ok(_), _) => {}
+            (Ok(_), Some(_)) => {
+                self.restart_at.store(RESTART_BYTES, Ordering::Relaxed);
+                self.copied.store(0, Ordering::Relaxed);
+                self.copies.store(0, Ordering::Relaxed);
+            }
+            (Ok((_, pages, copied)), None) => {
+                self.copied.store(u64::try_from(copied).unwrap_or(0) * FRAME, Ordering::Relaxed);
+                let copies = if pages == copied { self.copies.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
+                self.copies.store(copies, Ordering::Relaxed);
+            }
             (Err(error), _) => {
                 tracing::warn!(%error, "the write-ahead log could not be checkpointed; it will be tried again");
             }
@@ -849,5 +877,53 @@ mod tests {
         // A folder in memory is no disk.
         let from_disk = readers.here(slow).await.unwrap();
         assert_eq!(is_read_here(&readers).await, !from_disk);
+    }
+
+    /// A log of so many MiB, what is to keep it short, and a connection that reads since before it was written.
+    fn log(mebibytes: u32) -> (tempfile::TempDir, Arc<Checkpoints>, Connection) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let (writer, reader) = (connect(&path).unwrap(), connect(&path).unwrap());
+        writer.pragma_update(None, "journal_mode", "wal").unwrap();
+        writer.execute_batch("create table t (x)").unwrap();
+        reader.execute_batch("begin").unwrap();
+        reader.query_row("select count(*) from t", [], |row| row.get::<_, i64>(0)).unwrap();
+        for _ in 0..mebibytes {
+            writer.execute("insert into t values (randomblob(1 << 20))", []).unwrap();
+        }
+        (folder, Arc::new(Checkpoints::open(&path).unwrap()), reader)
+    }
+
+    #[test]
+    fn a_commit_does_not_wait_for_a_copy_of_the_log() {
+        let (_folder, checkpoints, _reader) = log(65);
+        let copying = checkpoints.connection();
+        let looking = thread::spawn({
+            let checkpoints = checkpoints.clone();
+            move || checkpoints.look()
+        });
+        let until = Instant::now() + Duration::from_secs(10);
+        while !looking.is_finished() {
+            assert!(Instant::now() < until, "it waits");
+            thread::sleep(Duration::from_millis(1));
+        }
+        drop(copying);
+    }
+
+    #[test]
+    fn the_log_that_a_reader_left_is_copied_before_anybody_waits_for_its_end() {
+        let (_folder, checkpoints, reader) = log(70);
+        let copy = || checkpoints.run(&checkpoints.connection(), None);
+        let bytes = || std::fs::metadata(&checkpoints.wal).unwrap().len();
+        copy();
+        checkpoints.look();
+        assert!(bytes() > RESTART_BYTES, "{} bytes are left while it stays", bytes());
+        assert_eq!(checkpoints.restart_at.load(Ordering::Relaxed), RESTART_BYTES, "it was not waited for");
+        reader.execute_batch("commit").unwrap();
+        checkpoints.look();
+        assert!(bytes() > RESTART_BYTES, "so much is copied beside the commits");
+        copy();
+        checkpoints.look();
+        assert_eq!(bytes(), 0, "nothing is left to be copied, and the log begins anew");
     }
 }
