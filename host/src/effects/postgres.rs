@@ -192,14 +192,7 @@ impl PostgresStore {
 
     /// A turn among the tenant's reads.
     async fn turn(&self, scope: &TenantScope) -> Result<OwnedSemaphorePermit> {
-        let turns = match self.0.turns.get(scope.id()) {
-            Some(turns) => turns,
-            None => {
-                let made = Arc::new(Semaphore::new(TENANT_READERS));
-                self.0.turns.insert(scope.id().clone(), made.clone());
-                made
-            }
-        };
+        let turns = self.0.turns.get_or_make(scope.id(), || Arc::new(Semaphore::new(TENANT_READERS)));
         match tokio::time::timeout(ACQUIRE, turns.acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(Error::unavailable("database_busy", "reads of this tenant take too long; try again")),
