@@ -43,14 +43,15 @@ const SLOW_FOR: Duration = Duration::from_secs(1);
 const CHECKPOINT_BYTES: u64 = 4 << 20;
 /// Bytes of write-ahead log at which the writer waits for readers, so that the log starts anew.
 const RESTART_BYTES: u64 = 64 << 20;
-/// Bytes that are not copied then, at most, since those who write wait for their copy: some tenths of a second.
+/// How long it waits: longer than reads of the host's own take, and hardly felt if somebody else's stays.
+const RESTART_WAIT: Duration = Duration::from_millis(500);
+/// Bytes of the log that are not copied then, at most, since those who write wait for their copy: some tenths of a second.
 const RESTART_BEHIND: u64 = 64 << 20;
-/// Copies after which the writer waits for more than that: it is faster than they are.
+/// Copies that reached the end of the log, one after another, after which more than that is waited for: who writes is
+/// faster than they are.
 const RESTART_COPIES: u32 = 4;
 /// Bytes that a page takes in the log: itself, and its header (SQLite, WAL-mode file format, 4).
 const FRAME: u64 = 4_096 + 24;
-/// How long it waits: longer than reads of the host's own take, and hardly felt if somebody else's stays.
-const RESTART_WAIT: Duration = Duration::from_millis(500);
 
 /// A SQLite file as a store.
 pub(crate) struct SqliteStore {
@@ -203,7 +204,7 @@ struct Checkpoints {
     restart_at: AtomicU64,
     /// Bytes of it that are copied.
     copied: AtomicU64,
-    /// Copies, one after another, that no reader kept from the end of the log.
+    /// Copies that reached its end, one after another.
     copies: AtomicU32,
 }
 
@@ -226,8 +227,11 @@ impl Checkpoints {
     /// it is; and as long as it stays nobody waits for it.
     fn look(self: &Arc<Self>) {
         let bytes = std::fs::metadata(&self.wal).map_or(0, |file| file.len());
+        if bytes < CHECKPOINT_BYTES {
+            return;
+        }
         // While one runs there is no need of another, and no commit waits for it.
-        let Some(connection) = self.connection.try_lock().ok().filter(|_| bytes >= CHECKPOINT_BYTES) else { return };
+        let Ok(connection) = self.connection.try_lock() else { return };
         let behind = bytes.saturating_sub(self.copied.load(Ordering::Relaxed));
         let near = behind <= RESTART_BEHIND || self.copies.load(Ordering::Relaxed) >= RESTART_COPIES;
         if bytes >= self.restart_at.load(Ordering::Relaxed) && near {
@@ -254,15 +258,15 @@ impl Checkpoints {
             // A reader that stays, such as a backup of the operator's: it is waited for again when twice as much is there,
             // so that those who write wait seldom.
             (Ok((true, ..)), Some(bytes)) => self.restart_at.store(2 * bytes, Ordering::Relaxed),
-            (Ok(_), Some(_)) => {
-                self.restart_at.store(RESTART_BYTES, Ordering::Relaxed);
-                self.copied.store(0, Ordering::Relaxed);
-                self.copies.store(0, Ordering::Relaxed);
-            }
-            (Ok((_, pages, copied)), None) => {
+            // Of a log that was cut off there is nothing, all of which is copied.
+            (Ok((_, pages, copied)), _) => {
                 self.copied.store(u64::try_from(copied).unwrap_or(0) * FRAME, Ordering::Relaxed);
-                let copies = if pages == copied { self.copies.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
-                self.copies.store(copies, Ordering::Relaxed);
+                if pages == copied {
+                    self.restart_at.store(RESTART_BYTES, Ordering::Relaxed);
+                    self.copies.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    self.copies.store(0, Ordering::Relaxed);
+                }
             }
             (Err(error), _) => {
                 tracing::warn!(%error, "the write-ahead log could not be checkpointed; it will be tried again");
@@ -898,15 +902,13 @@ mod tests {
     fn a_commit_does_not_wait_for_a_copy_of_the_log() {
         let (_folder, checkpoints, _reader) = log(65);
         let copying = checkpoints.connection();
-        let looking = thread::spawn({
-            let checkpoints = checkpoints.clone();
-            move || checkpoints.look()
+        let (tell, looked) = std::sync::mpsc::channel();
+        let looking = checkpoints.clone();
+        thread::spawn(move || {
+            looking.look();
+            let _ = tell.send(());
         });
-        let until = Instant::now() + Duration::from_secs(10);
-        while !looking.is_finished() {
-            assert!(Instant::now() < until, "it waits");
-            thread::sleep(Duration::from_millis(1));
-        }
+        looked.recv_timeout(Duration::from_secs(10)).expect("it does not wait");
         drop(copying);
     }
 
