@@ -27,11 +27,6 @@ fn spin(tenant: &Tenant<'_>, rounds: u64) -> reqwest::RequestBuilder {
     tenant.call(Method::POST, "guest-kv", "/run").json(&json!({ "ops": [{ "op": "spin", "rounds": rounds }] }))
 }
 
-fn write(tenant: &Tenant<'_>) -> reqwest::RequestBuilder {
-    let ops = json!({ "ops": [{ "op": "put", "key": "k", "value": "v" }] });
-    tenant.call(Method::POST, "guest-kv", "/run").json(&ops)
-}
-
 /// A tenant with `guest-kv` that has answered once.
 async fn tenant<'s>(server: &'s Server, name: &str) -> Tenant<'s> {
     let tenant = server.tenant(name).await;
@@ -217,11 +212,15 @@ async fn a_flood_of_traps_does_not_hold_up_a_quiet_tenants_commits(engine: Engin
     let quiet = tenant(&server, "quiet").await;
     let hostile = server.tenant("hostile").await;
     hostile.deploy("guest-misbehave").await;
+    let write = || {
+        let ops = json!({ "ops": [{ "op": "put", "key": "k", "value": "v" }] });
+        quiet.call(Method::POST, "guest-kv", "/run").json(&ops)
+    };
     let mut measured = Vec::new();
     for _ in 0..5 {
-        let alone = median(|| write(&quiet)).await;
+        let alone = median(write).await;
         let trap = || hostile.call(Method::GET, "guest-misbehave", "/unreachable");
-        let (beside, sent) = flooded(8, trap, median(|| write(&quiet))).await;
+        let (beside, sent) = flooded(8, trap, median(write)).await;
         measured.push((alone, beside, sent));
         // With two cores the clients, the flood and the tests beside this one share what the quiet tenant had alone.
         if beside < alone * 5 / 2 + Duration::from_millis(5) {

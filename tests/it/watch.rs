@@ -1,8 +1,10 @@
-//! The watch that other tests keep over a server, shown what it has to notice.
+//! The verdict on each server, and the watch that tests keep over some, shown what they have to notice.
 
 use std::sync::Arc;
 
 use reqwest::{Method, StatusCode};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::kit::oracle::Watch;
@@ -61,4 +63,27 @@ async fn a_neighbour_that_is_not_answered_is_noticed() {
     server.eventually("the neighbour is told", async || server.answered(401).await > 0.0).await;
     let said = complaint(watch, server).await;
     assert!(said.contains("the canary was answered all the time"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_panicked_failed_or_ended_is_found_guilty() {
+    let server = Server::start_with(Setup::sqlite().with("CHALET_BREAK", "panic"));
+    let acme = server.tenant("acme").await;
+    acme.deploy("guest-log").await;
+    acme.deploy("guest-kv").await;
+    assert_eq!(server.verdict(), Ok(()));
+    let said = json!({ "lines": [{ "level": "error", "message": "panic", "times": 1 }] });
+    expect(acme.call(Method::POST, "guest-log", "/log").json(&said), StatusCode::BAD_GATEWAY).await;
+    assert!(server.verdict().is_err_and(|fault| fault.contains("panicked")));
+    server.expect_panics(1);
+    assert_eq!(server.verdict(), Ok(()));
+    let fails = json!({ "ops": [{ "op": "status", "status": 500 }] });
+    expect(acme.call(Method::POST, "guest-kv", "/run").json(&fails), StatusCode::INTERNAL_SERVER_ERROR).await;
+    assert!(server.verdict().is_err_and(|fault| fault.contains("answered with 500")));
+    server.allow_errors();
+    assert_eq!(server.verdict(), Ok(()));
+    let pid = Pid::from_raw(server.pid().cast_signed()).expect("a process");
+    kill_process(pid, Signal::KILL).expect("it is ours");
+    server.eventually("it has ended", async || server.verdict().is_err_and(|fault| fault.contains("by itself"))).await;
+    server.kill();
 }

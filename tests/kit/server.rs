@@ -305,7 +305,7 @@ fn scrape(url: &str) -> std::io::Result<String> {
     stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
-    Ok(text)
+    if text.starts_with("HTTP/1.1 200 ") { Ok(text) } else { Err(std::io::Error::other(text)) }
 }
 
 fn spawn(setup: &Setup, data: &Path) -> (Child, String) {
