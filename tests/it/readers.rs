@@ -37,14 +37,20 @@ fn time() -> Duration {
     Duration::from_secs(soak::either(5, 60))
 }
 
+/// The tenant by so many keys, to be used in turn so that none comes above its rate.
+async fn by_keys<'s>(tenant: &Tenant<'s>, scope: &str, keys: usize) -> Vec<Tenant<'s>> {
+    let scopes = [scope];
+    let keys = join_all((0..keys).map(|_| tenant.mint(&scopes))).await;
+    keys.into_iter().map(|key| Tenant { key, ..tenant.clone() }).collect()
+}
+
 /// Write over and over again for so long; how long each write took, in order of length.
 async fn write(tenant: &Tenant<'_>, time: Duration) -> Vec<Duration> {
     let until = Instant::now() + time;
     let clients = (0..CLIENTS).map(async |client| {
-        // Each with a key of its own, whose rate it stays below.
-        let tenant = Tenant { key: tenant.mint(&["tenant:write"]).await, ..tenant.clone() };
+        let tenants = by_keys(tenant, "tenant:write", 4).await;
         let mut took = Vec::new();
-        while Instant::now() < until {
+        for tenant in tenants.iter().cycle().take_while(|_| Instant::now() < until) {
             // Other bytes each time: SQLite does not write a page anew that is as it was.
             let put = tenant.api(Method::PUT, &format!("/kv/c/{client}")).body(vec![rand::random::<u8>(); BYTES]);
             let started = Instant::now();
@@ -134,10 +140,8 @@ async fn listings_without_a_pause_hold_up_nobody_who_writes(engine: Engine) {
     for _ in 0..3 {
         let (stop, pages) = (AtomicBool::new(false), AtomicU64::new(0));
         let readers = (0..2).map(async |_| {
-            // Keys in turn, so that none comes above its rate.
-            let keys = join_all((0..16).map(|_| reading.mint(&["tenant:read"]))).await;
-            for key in keys.into_iter().cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
-                let reading = Tenant { key, ..reading.clone() };
+            let tenants = by_keys(&reading, "tenant:read", 16).await;
+            for reading in tenants.iter().cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
                 expect(reading.api(Method::GET, "/kv/c?limit=1000"), StatusCode::OK).await;
                 pages.fetch_add(1, Ordering::Relaxed);
             }
