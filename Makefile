@@ -16,9 +16,9 @@ test: prepare
 	cargo test --workspace --doc
 	cargo test --workspace --tests
 
-# The same with ten times as much of what is random and hostile, and all that there is of other people's: some hours. What
-# uses up the processors comes first, and what measures time comes last, each test alone: beside the first, a scheduler
-# that shares by session (sched_autogroup) lets one of the database's processes wait for over a second.
+# The same with ten times as much of what is random and hostile, and all that there is of other people's: about an hour and
+# a half on two cores. What uses up the processors comes first, and what measures time comes last, each test alone: beside
+# the first, a scheduler that shares by session (sched_autogroup) lets one of the database's processes wait for over a second.
 SOAK = CHALET_SOAK=1 cargo test --package chalet --test it -- --nocapture
 soak: prepare
 	$(SOAK) generated:: real:: fuzz::

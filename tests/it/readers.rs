@@ -46,9 +46,9 @@ async fn by_keys<'s>(tenant: &Tenant<'s>, scope: &str, keys: usize) -> Vec<Tenan
 
 /// Write over and over again for so long; how long each write took, in order of length.
 async fn write(tenant: &Tenant<'_>, time: Duration) -> Vec<Duration> {
-    let until = Instant::now() + time;
     let clients = (0..CLIENTS).map(async |client| {
         let tenants = by_keys(tenant, "tenant:write", 4).await;
+        let until = Instant::now() + time;
         let mut took = Vec::new();
         for tenant in tenants.iter().cycle().take_while(|_| Instant::now() < until) {
             // Other bytes each time: SQLite does not write a page anew that is as it was.
